@@ -1,0 +1,64 @@
+"""The errors a user can mend.
+
+Every exception here carries one or more complete sentences: what was expected, what was found, where, and what to do.
+The command answers each of them with that text on the log and exit code 2 (``extension.py`` registers the handlers, so
+that fairseq2's own recipe runner does the same). Nothing in this module imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+MAX_SHOWN_PROBLEMS: Final = 20
+"""How many problems of one file are printed; the rest is counted (DESIGN, decision 8)."""
+
+
+class HubertError(Exception):
+    """Base of all errors that are answered with a sentence and exit code 2."""
+
+
+class ConfigError(HubertError):
+    """A configuration key or value, preset or recipe name cannot be used."""
+
+
+class ManifestError(HubertError):
+    """A manifest, or the folder it was to be made from, is missing or malformed."""
+
+
+class AudioError(HubertError):
+    """An audio file cannot be used: missing, truncated, wrong rate, too short, not finite."""
+
+
+class LabelError(HubertError):
+    """A label file or label store does not fit its manifest, audio, dictionary or unit model."""
+
+
+class UnitModelError(HubertError):
+    """A unit model cannot be fitted, read or used."""
+
+
+class CheckpointError(HubertError):
+    """A model checkpoint is missing, damaged or of another shape than expected."""
+
+
+class OutputDirError(HubertError):
+    """An output folder holds something that must not be overwritten."""
+
+
+class MissingDependencyError(HubertError):
+    """An optional package is needed for what was asked."""
+
+
+class StorageError(HubertError):
+    """A file could not be written (for example: the disk is full); what stood there before is untouched."""
+
+
+def format_problems(head: str, problems: Sequence[str]) -> str:
+    """Join ``problems`` under the sentence ``head``: the first 20, one a line, then how many more there are."""
+    lines = [head, *(f"  - {p}" for p in problems[:MAX_SHOWN_PROBLEMS])]
+
+    if (num_left := len(problems) - MAX_SHOWN_PROBLEMS) > 0:
+        lines.append(f"  … and {num_left} more.")
+
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Writing files so that nothing half-written is ever left: write aside, flush to disk, then rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hubert_plugin.errors import StorageError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it onto ``path`` when the block ends well, delete it otherwise.
+
+    The file that stood at ``path`` before stays valid until the rename, which is atomic within a file system.
+
+    :raises StorageError: The file system refuses to write (no space, no permission).
+    """
+    path = Path(path)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as ex:
+        raise _storage_error(path, ex) from ex
+
+    os.close(fd)
+
+    tmp = Path(name)
+
+    try:
+        try:
+            yield tmp
+
+            # `mkstemp` makes files private; give the file the permissions that an ordinary `open` would have given.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(tmp, 0o666 & ~umask)
+
+            with tmp.open("rb+") as fp:
+                os.fsync(fp.fileno())
+
+            os.replace(tmp, path)
+        except OSError as ex:
+            raise _storage_error(path, ex) from ex
+    finally:
+        with suppress(FileNotFoundError):
+            tmp.unlink()
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write ``text`` (UTF-8) to ``path`` through :func:`atomic_path`."""
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file's bytes: its fingerprint in provenance records."""
+    digest = hashlib.sha256()
+
+    with Path(path).open("rb") as fp:
+        while chunk := fp.read(1 << 20):
+            digest.update(chunk)
+
+    return digest.hexdigest()[:16]
+
+
+def _storage_error(path: Path, ex: OSError) -> StorageError:
+    reason = ex.strerror or str(ex)
+
+    return StorageError(
+        f"'{path}' cannot be written: {reason}. What stood there before is untouched; free space or choose another "
+        "folder, then run the same command again."
+    )
