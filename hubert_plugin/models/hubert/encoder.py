@@ -1,0 +1,112 @@
+"""The Transformer: an encoder loop with taps, early exit and layer drop.
+
+fairseq2's layers are used as they are; only the loop is our own, because fairseq2's hooks cannot stop the encoder, and
+raise while LayerDrop is on (FACTS 12.4). Layer L is the output of block L, 1-based, without the final norm; layer 0 is the
+input of block 1 (DESIGN, decision 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from fairseq2.models.transformer import AttentionBiasCache, TransformerEncoderLayer
+from fairseq2.nn import BatchLayout, LayerNorm
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import Module, ModuleList
+
+
+@final
+class HubertEncoder(Module):
+    """Runs the Transformer layers and returns the outputs that were asked for."""
+
+    layers: ModuleList
+
+    def __init__(
+        self, layers: Sequence[TransformerEncoderLayer], layer_norm: LayerNorm | None, *, layer_drop_p: float
+    ) -> None:
+        """
+        :param layer_norm: The normalisation after the last layer (pre-norm models only).
+        :param layer_drop_p: The probability of skipping a layer during training.
+        """
+        super().__init__()
+
+        self.layers = ModuleList(layers)
+
+        self.layer_norm: LayerNorm | None
+
+        self.register_module("layer_norm", layer_norm)
+
+        self.layer_drop_p = layer_drop_p
+
+    def forward(
+        self,
+        seqs: Tensor,
+        seqs_layout: BatchLayout,
+        *,
+        taps: Collection[int] = (),
+        num_layers: int | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """
+        :param seqs: The input of the first layer. *Shape:* (N, T, M).
+        :param taps: The layers whose outputs are kept; 0 is the input.
+        :param num_layers: How many layers run (early exit); ``None``: all of them.
+        :returns: The output, final norm applied if all layers ran, and the kept outputs by layer, never normed.
+        """
+        if num_layers is None:
+            num_layers = len(self.layers)
+
+        kept: dict[int, Tensor] = {}
+
+        if 0 in taps:
+            kept[0] = seqs
+
+        bias_cache = AttentionBiasCache()
+
+        drops = self._draw_drops(num_layers)
+
+        for idx in range(num_layers):
+            layer = self.layers[idx]
+
+            if drops is not None and drops[idx]:
+                # A dropped layer costs nothing, but its parameters must get (zero) gradients: data parallel reduction
+                # waits for them, and fairseq's optimiser sees zeros too (trap T19).
+                seqs = _TouchParameters.apply(seqs, *layer.parameters())
+            else:
+                seqs = layer(seqs, seqs_layout, bias_cache)
+
+            if idx + 1 in taps:
+                kept[idx + 1] = seqs
+
+        if self.layer_norm is not None and num_layers == len(self.layers):
+            seqs = self.layer_norm(seqs)
+
+        return seqs, kept
+
+    def _draw_drops(self, num_layers: int) -> list[bool] | None:
+        if not self.training or self.layer_drop_p == 0.0:
+            return None
+
+        # Drawn on the CPU: no host synchronisation.
+        draws: list[float] = torch.rand(num_layers, device="cpu").tolist()
+
+        return [draw < self.layer_drop_p for draw in draws]
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class _TouchParameters(Function):
+    """Identity on its first argument that hands zero gradients to all others."""
+
+    @staticmethod
+    def forward(ctx: Any, seqs: Tensor, *params: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(*params)
+
+        return seqs.view_as(seqs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return grad_output, *(torch.zeros_like(p) for p in ctx.saved_tensors)

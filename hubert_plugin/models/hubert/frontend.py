@@ -1,0 +1,267 @@
+"""From waveforms to the input of the first Transformer layer.
+
+The order is fairseq's (``hubert.py:443-476``, ``wav2vec2.py:1093-1115``): convolutions, gradient scaling, feature
+penalty, layer norm, projection, dropout, time mask, zeroed padding, positional convolution, layer norm (post-norm models
+only), dropout. Parameter names are those of fairseq2's wav2vec 2.0 front-end.
+
+Letters: N utterances, n samples, T frames, C channels of the convolutions, M model dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+import torch
+from fairseq2.models.wav2vec2.feature_extractor import Wav2Vec2FeatureConv1d
+from fairseq2.models.wav2vec2.position_encoder import Wav2Vec2PositionEncoder
+from fairseq2.nn import BatchLayout, Linear, StandardLayerNorm
+from fairseq2.nn.utils.grad import scale_grad
+from torch import Tensor
+from torch.nn import Dropout, GroupNorm, Module, ModuleList, Parameter
+from torch.nn.functional import gelu, group_norm, layer_norm
+from typing_extensions import override
+
+from hubert_plugin.models.hubert.config import ConvDesc
+
+
+@final
+class UtteranceGroupNorm(GroupNorm):
+    """Normalises each channel over time, in float32, over valid samples only where the batch is padded.
+
+    fairseq's ``Fp32GroupNorm(C, C)`` takes padded samples into its statistics, so that an utterance gives other results
+    in a padded batch than alone (trap T4). With ``num_valid`` the statistics are those of the utterance alone.
+    """
+
+    @override
+    def forward(self, x: Tensor, num_valid: Tensor | None = None) -> Tensor:
+        """
+        :param x: *Shape:* (N, C, S).
+        :param num_valid: The number of valid positions of each row. *Shape:* (N). ``None``: all.
+        """
+        weight, bias = self.weight, self.bias
+
+        if num_valid is None:
+            # One group per channel; PyTorch accumulates the statistics in float32 also for half-precision inputs.
+            return group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
+
+        y = x.float()
+
+        valid = torch.arange(x.size(2), device=x.device) < num_valid[:, None]  # (N, S)
+
+        valid = valid[:, None, :]  # (N, 1, S)
+
+        count = num_valid[:, None, None].clamp(min=1).to(y.dtype)
+
+        mean = (y * valid).sum(dim=2, keepdim=True) / count
+
+        var = ((y - mean).square() * valid).sum(dim=2, keepdim=True) / count
+
+        y = (y - mean) * torch.rsqrt(var + self.eps) * weight.float()[:, None] + bias.float()[:, None]
+
+        return y.to(x.dtype)
+
+
+@final
+class ConvLayer(Module):
+    """A convolution without padding, an optional normalisation, GELU."""
+
+    def __init__(self, input_dim: int, desc: ConvDesc, bias: bool, norm: str | None) -> None:
+        super().__init__()
+
+        output_dim, kernel_size, stride = desc
+
+        self.conv = Wav2Vec2FeatureConv1d(input_dim, output_dim, kernel_size, stride=stride, bias=bias)
+
+        self.group_norm: UtteranceGroupNorm | None
+        self.layer_norm: StandardLayerNorm | None
+
+        self.register_module("group_norm", UtteranceGroupNorm(output_dim, output_dim) if norm == "group" else None)
+        self.register_module("layer_norm", StandardLayerNorm(output_dim, bias=True) if norm == "layer" else None)
+
+    def forward(self, seqs: Tensor, num_valid: Tensor | None = None) -> Tensor:
+        """Map (N, C_in, S_in) to (N, C_out, S_out)."""
+        seqs = self.conv(seqs)
+
+        if self.group_norm is not None:
+            seqs = self.group_norm(seqs, num_valid)
+
+        if self.layer_norm is not None:
+            norm = self.layer_norm
+
+            seqs = seqs.transpose(1, 2)
+
+            # Float32, as fairseq's Fp32LayerNorm.
+            seqs = layer_norm(seqs.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(seqs.dtype)
+
+            seqs = seqs.transpose(1, 2)
+
+        return gelu(seqs)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+@final
+class ConvFeatureExtractor(Module):
+    """The convolutions: one 512-channel vector per 20 ms (FACTS 1.1)."""
+
+    layers: ModuleList
+
+    def __init__(
+        self,
+        layer_descs: Sequence[ConvDesc],
+        *,
+        bias: bool,
+        norm: str,
+        grad_scale: float,
+        include_padding: bool,
+    ) -> None:
+        """
+        :param norm: ``group`` normalises the first layer over time, ``layer`` every layer over channels.
+        :param grad_scale: The factor on gradients of the output; 0 means that no gradient is computed at all.
+        :param include_padding: If true, group normalisation counts padded samples.
+        """
+        super().__init__()
+
+        self.layers = ModuleList()
+
+        self.layer_descs = [tuple(d) for d in layer_descs]
+        self.grad_scale = grad_scale
+        self.include_padding = include_padding
+
+        input_dim = 1
+
+        for idx, desc in enumerate(layer_descs):
+            layer_norm_kind = norm if norm == "layer" or idx == 0 else None
+
+            self.layers.append(ConvLayer(input_dim, desc, bias, layer_norm_kind))
+
+            input_dim = desc[0]
+
+        self.output_dim = input_dim
+
+    def forward(self, waveforms: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
+        """
+        :param waveforms: *Shape:* (N, n).
+        :param num_samples: The length of each row; ``None``: no row is padded.
+        :returns: *Shape:* (N, C, T).
+        """
+        if self.grad_scale == 0.0:
+            with torch.no_grad():
+                return self._convolve(waveforms, num_samples)
+
+        seqs = self._convolve(waveforms, num_samples)
+
+        if self.training and self.grad_scale != 1.0:
+            seqs = scale_grad(seqs, self.grad_scale)
+
+        return seqs
+
+    def _convolve(self, waveforms: Tensor, num_samples: Sequence[int] | None) -> Tensor:
+        seqs = waveforms.unsqueeze(1)  # (N, 1, n)
+
+        num_valid = None
+
+        if num_samples is not None and not self.include_padding:
+            _, kernel_size, stride = self.layer_descs[0]
+
+            num_valid = torch.tensor([(n - kernel_size) // stride + 1 for n in num_samples])
+
+            num_valid = num_valid.to(seqs.device, non_blocking=True)
+
+        for idx, layer in enumerate(self.layers):
+            seqs = layer(seqs, num_valid if idx == 0 else None)
+
+        return seqs
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+@final
+class MaskEmbedding(Module):
+    """The vector that replaces masked frames (fairseq ``mask_emb``, started from U[0, 1))."""
+
+    temporal_mask_embed: Parameter
+
+    def __init__(self, model_dim: int) -> None:
+        super().__init__()
+
+        self.temporal_mask_embed = Parameter(torch.empty(model_dim))
+
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.uniform_(self.temporal_mask_embed)
+
+    def forward(self, seqs: Tensor, mask: Tensor) -> Tensor:
+        """Replace the frames of ``seqs`` (N, T, M) where ``mask`` (N, T) is true."""
+        return torch.where(mask.unsqueeze(-1), self.temporal_mask_embed.to(seqs.dtype), seqs)
+
+
+@final
+class HubertFrontend(Module):
+    """Everything before the first Transformer layer except the convolutions' masking decisions."""
+
+    def __init__(
+        self,
+        model_dim: int,
+        feature_extractor: ConvFeatureExtractor,
+        pos_encoder: Wav2Vec2PositionEncoder,
+        *,
+        input_dropout_p: float,
+        dropout_p: float,
+        layer_norm: bool,
+    ) -> None:
+        """
+        :param input_dropout_p: Dropout on projected features, before masking.
+        :param dropout_p: Dropout before the first layer.
+        :param layer_norm: If true (post-norm models), normalises after the positional convolution.
+        """
+        super().__init__()
+
+        feature_dim = feature_extractor.output_dim
+
+        self.feature_extractor = feature_extractor
+
+        self.post_extract_layer_norm = StandardLayerNorm(feature_dim, bias=True)
+
+        self.model_dim_proj: Linear | None
+
+        # fairseq has no projection where the dimensions are equal (trap T18).
+        proj = Linear(feature_dim, model_dim, bias=True) if feature_dim != model_dim else None
+
+        self.register_module("model_dim_proj", proj)
+
+        self.input_dropout = Dropout(input_dropout_p)
+
+        self.pos_encoder = pos_encoder
+
+        self.layer_norm: StandardLayerNorm | None
+
+        self.register_module("layer_norm", StandardLayerNorm(model_dim, bias=True) if layer_norm else None)
+
+        self.dropout = Dropout(dropout_p)
+
+    def extract(self, waveforms: Tensor, num_samples: Sequence[int] | None) -> Tensor:
+        """Return the convolutions' output. *Shape:* (N, C, T)."""
+        return self.feature_extractor(waveforms, num_samples)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Normalise and project the convolutions' output (N, C, T) to *shape* (N, T, M), ready for masking."""
+        seqs = self.post_extract_layer_norm(features.transpose(1, 2))
+
+        if self.model_dim_proj is not None:
+            seqs = self.model_dim_proj(seqs)
+
+        return self.input_dropout(seqs)
+
+    def position(self, seqs: Tensor, layout: BatchLayout) -> Tensor:
+        """Add positions to (masked) features (N, T, M): the input of the first layer."""
+        seqs = self.pos_encoder(seqs, layout)
+
+        if self.layer_norm is not None:
+            seqs = self.layer_norm(seqs)
+
+        return self.dropout(seqs)
