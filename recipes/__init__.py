@@ -1,0 +1,1 @@
+"""The recipes, one folder per group; installed as ``hubert_plugin.recipes``."""

@@ -89,17 +89,21 @@ class MaskedCrossEntropy(Criterion):
         self._alpha = config.alpha
         self._penalty_weight = config.feature_penalty_weight
         self._weights = [float(h.weight) for h in base_model.target_heads]
-        self._label_sets = [h.label_set for h in base_model.target_heads]
+
+        # Metrics of label set 0 have plain names (DESIGN, decision 9); those of the others say which.
+        label_sets = [h.label_set for h in base_model.target_heads]
+
+        self._suffixes = ["", *(f"/{name}" for name in label_sets[1:])]
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         metric_bag.add("loss", Mean())
         metric_bag.add("feature_penalty", Mean())
 
-        for name in self._label_sets:
+        for suffix in self._suffixes:
             for kind in ("masked", "unmasked"):
-                metric_bag.add(f"{kind}_loss/{name}", Mean())
-                metric_bag.add(f"{kind}_accuracy/{name}", Mean())
+                metric_bag.add(f"{kind}_loss{suffix}", Mean())
+                metric_bag.add(f"{kind}_accuracy{suffix}", Mean())
 
         for name in ("num_examples", "num_masked_frames", "num_frames", "audio_seconds", "padded_seconds"):
             metric_bag.add(name, Sum())
@@ -184,9 +188,9 @@ class MaskedCrossEntropy(Criterion):
         )
 
         for kind, all_logits, all_targets, losses, count in views:
-            for name, logits, targets, value in zip(self._label_sets, all_logits, all_targets, losses, strict=False):
-                mean(f"{kind}_loss/{name}", value / math.log(2), count)
-                mean(f"{kind}_accuracy/{name}", (logits.argmax(dim=-1) == targets).sum(), count)
+            for suffix, logits, targets, value in zip(self._suffixes, all_logits, all_targets, losses, strict=False):
+                mean(f"{kind}_loss{suffix}", value / math.log(2), count)
+                mean(f"{kind}_accuracy{suffix}", (logits.argmax(dim=-1) == targets).sum(), count)
 
         metric_bag.get("num_examples", Sum).update(batch.num_examples)
         metric_bag.get("num_masked_frames", Sum).update(batch.num_masked)

@@ -1,0 +1,1 @@
+"""HuBERT: from audio to units, masked prediction and back."""

@@ -202,18 +202,14 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
     layers: list[tuple[int, int, int]] = []
 
     for items, times in re.findall(term, text):
-        descs = [
-            (int(a), int(b), int(c)) for a, b, c in re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", items)
-        ]
+        descs = [(int(a), int(b), int(c)) for a, b, c in re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", items)]
 
         layers += descs * (int(times) if times else 1)
 
     return layers
 
 
-def _import_heads(
-    state_dict: Mapping[str, Tensor], config: HubertConfig, num_special: int
-) -> dict[str, Tensor]:
+def _import_heads(state_dict: Mapping[str, Tensor], config: HubertConfig, num_special: int) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
 
     codewords = state_dict["label_embs_concat"]

@@ -1,0 +1,152 @@
+"""The dataset family ``hubert``: audio by manifest, labels by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, final
+
+from fairseq2.composition import register_dataset_family
+from fairseq2.recipe.config import DatasetSection
+from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.utils.validation import ValidationResult
+from typing_extensions import override
+
+from hubert_plugin.audio import AudioPolicy
+from hubert_plugin.demo import DemoCorpusConfig
+from hubert_plugin.errors import ManifestError
+from hubert_plugin.registry import FeatureSourceSection
+
+HUBERT_DATASET: Final = "hubert"
+"""The name of the dataset family in asset cards and recipe configurations."""
+
+DEMO_DATASET: Final = "hubert_demo"
+"""The name of the embedded corpus's card."""
+
+
+@dataclass(kw_only=True)
+class HubertDatasetConfig:
+    """What a dataset card says (``dataset_config``)."""
+
+    manifest_dir: Path | None = None
+    """The folder with ``SPLIT.tsv`` manifests (fairseq's format)."""
+
+    label_dir: Path | None = None
+    """The folder with ``SPLIT.NAME`` labels and ``dict.NAME.txt``. ``None``: beside the manifest."""
+
+    labels: list[str] = field(default_factory=list)
+    """The names of the label sets, such as ``km``."""
+
+    demo: bool = False
+    """If true, the manifest is that of the embedded corpus, which is made when it is first used."""
+
+
+@final
+class HubertDataset:
+    """An opened dataset: where its manifest and labels are."""
+
+    def __init__(self, config: HubertDatasetConfig) -> None:
+        self.config = config
+
+    @property
+    def demo(self) -> bool:
+        """Whether this is the embedded corpus."""
+        return self.config.demo
+
+    def manifest_dir(self) -> Path:
+        """Return the folder of the manifests.
+
+        :raises ManifestError: The card names none.
+        """
+        if self.config.manifest_dir is None:
+            raise ManifestError(
+                "The dataset names no manifest. Set `dataset.manifest_dir=FOLDER`, where FOLDER holds train.tsv and "
+                "valid.tsv (`fairseq2 recipe hubert manifest FOLDER --config source=AUDIO` makes them)."
+            )
+
+        return self.config.manifest_dir.expanduser()
+
+
+@dataclass(kw_only=True)
+class LabelMakingConfig:
+    """How labels are made where none are named."""
+
+    features: FeatureSourceSection = field(default_factory=lambda: FeatureSourceSection(name="mfcc"))
+    """The features that are clustered."""
+
+    num_clusters: int = 50
+    """The number of units K."""
+
+    max_frames: int = 1_000_000
+    """The largest number of frames that k-means is fitted on, sampled from the training split."""
+
+    seed: int = 0
+    """The seed of sampling and k-means."""
+
+
+@dataclass(kw_only=True)
+class HubertDatasetSection(DatasetSection):
+    """Which audio and which labels a recipe uses."""
+
+    name: str | None = DEMO_DATASET
+    """The name of a dataset card."""
+
+    family: str | None = HUBERT_DATASET
+    """The dataset family, where no card is named."""
+
+    manifest_dir: Path | None = None
+    """The folder with ``SPLIT.tsv`` manifests. Takes the place of ``name``."""
+
+    train_split: str = "train"
+    """The split that is trained on."""
+
+    valid_split: str | None = "valid"
+    """The split that is validated on; ``None``: no validation."""
+
+    label_dir: Path | None = None
+    """The folder with ``SPLIT.NAME`` labels and ``dict.NAME.txt``. ``None``: beside the manifest."""
+
+    labels: list[str] = field(default_factory=list)
+    """The names of the label sets. Empty: the card's; if it has none, labels are made as ``label_making`` says."""
+
+    label_rates: dict[str, int] = field(default_factory=dict)
+    """Labels per second (50 or 100) by label set, where neither a provenance record nor the lengths tell."""
+
+    label_making: LabelMakingConfig = field(default_factory=LabelMakingConfig)
+    """How labels are made where none are named."""
+
+    demo: DemoCorpusConfig = field(default_factory=DemoCorpusConfig)
+    """Size, level and seed of the embedded corpus."""
+
+    sample_rate_policy: str = "resample"
+    """What to do with audio of another rate than 16 kHz: ``resample`` or ``refuse``."""
+
+    on_bad_audio: str = "raise"
+    """What to do with unreadable audio during training: ``raise``, or ``skip`` and count it in the metrics."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.name is None and self.family is None and self.manifest_dir is None:
+            result.add_error("`name` or `manifest_dir` must be specified.")
+
+        if self.sample_rate_policy not in ("resample", "refuse"):
+            result.add_error(f"`sample_rate_policy` must be 'resample' or 'refuse', not '{self.sample_rate_policy}'.")
+
+        if self.on_bad_audio not in ("raise", "skip"):
+            result.add_error(f"`on_bad_audio` must be 'raise' or 'skip', but is '{self.on_bad_audio}' instead.")
+
+        if self.label_making.num_clusters < 2:
+            result.add_error("`label_making.num_clusters` must be greater than or equal to 2.")
+
+        return result
+
+    def audio_policy(self, *, normalize: bool) -> AudioPolicy:
+        """Return how audio is read; ``normalize`` is the model's wish."""
+        return AudioPolicy(sample_rate=self.sample_rate_policy, normalize=normalize)  # type: ignore[arg-type]
+
+
+def register_hubert_dataset_family(container: DependencyContainer) -> None:
+    """Register the dataset family with fairseq2."""
+    register_dataset_family(container, HUBERT_DATASET, HubertDataset, HubertDatasetConfig, opener=HubertDataset)

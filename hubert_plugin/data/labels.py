@@ -1,0 +1,191 @@
+"""Label stores: fairseq's label files with a record of where they come from.
+
+A label set ``km`` of a split ``train`` is three files in a folder:
+
+- ``train.km``: one line of space-separated units for each line of the manifest, in its order (fairseq's);
+- ``dict.km.txt``: the units, one ``symbol count`` a line (fairseq's), shared by the splits;
+- ``train.km.json``: the sidecar: size, rate, and the fingerprints of the manifest, of the unit model and of the labels
+  themselves. Labels without one (made by fairseq) are read all the same; labels whose sidecar tells of another
+  manifest, of another unit model or of other labels are refused.
+
+Labels are in memory as one array of 16-bit units and an array of offsets: 2 bytes a label, 16 an utterance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hubert_plugin.data.label_check import check_labels, expected_counts, parse_labels, usable_counts
+from hubert_plugin.data.label_meta import read_dict as read_dict
+from hubert_plugin.data.label_meta import read_sidecar as read_sidecar
+from hubert_plugin.data.label_meta import sidecar_problems, symbol_table
+from hubert_plugin.data.label_writer import LabelWriter as LabelWriter
+from hubert_plugin.data.label_writer import write_labels as write_labels
+from hubert_plugin.errors import LabelError, format_problems
+from hubert_plugin.frames import labels_per_frame
+from hubert_plugin.registry import LabelSetSpec
+
+if TYPE_CHECKING:
+    from hubert_plugin.data.manifest import Manifest
+
+
+@final
+class LabelSet:
+    """The labels of one label set for all utterances of a manifest."""
+
+    spec: LabelSetSpec
+    """Name, size and rate."""
+
+    provenance: Mapping[str, Any] | None
+    """The content of the sidecar; ``None`` if there is none."""
+
+    def __init__(
+        self,
+        spec: LabelSetSpec,
+        values: NDArray[Any],
+        offsets: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        :param values: The labels of all utterances, one after another.
+        :param offsets: Where each utterance begins in ``values``. *Shape:* (N,).
+        :param counts: How many labels of each utterance are used. *Shape:* (N,).
+        """
+        self.spec, self.provenance = spec, provenance
+
+        self._values, self._offsets, self._counts = values, offsets, counts
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, idx: int) -> NDArray[np.int32]:
+        """Return the labels of utterance ``idx``: one for each frame, cut to its audio. *Shape:* (L,)."""
+        start = self._offsets[idx]
+
+        return self._values[start : start + self._counts[idx]].astype(np.int32)
+
+    def num_labels(self, idx: int) -> int:
+        """Return how many labels utterance ``idx`` has: as many as frames, or up to 20 ms less (``label_check``)."""
+        return int(self._counts[idx])
+
+    def num_frames(self) -> NDArray[np.int64]:
+        """Return how many frames (50 Hz) of each utterance have a label. *Shape:* (N,)."""
+        return -(-self._counts // labels_per_frame(self.spec.rate))
+
+    def unit_counts(self) -> NDArray[np.int64]:
+        """Return how often each unit occurs, labels beyond the audio included. *Shape:* (K,)."""
+        counts = np.zeros(self.spec.size, np.int64)
+
+        for start in range(0, len(self._values), 1 << 24):
+            counts += np.bincount(self._values[start : start + (1 << 24)], minlength=self.spec.size)
+
+        return counts
+
+
+def open_labels(
+    label_dir: Path,
+    split: str,
+    name: str,
+    manifest: Manifest,
+    *,
+    rate: int | None = None,
+    size: int | None = None,
+    unit_model_fingerprint: str | None = None,
+) -> LabelSet:
+    """Read and check the labels ``<split>.<name>`` of a manifest.
+
+    :param rate: Labels per second, 50 or 100; ``None`` takes it from the sidecar, or infers it from the lengths.
+    :param size: The number of units; ``None`` takes it from ``dict.<name>.txt``, which is optional otherwise.
+    :param unit_model_fingerprint: The unit model that the labels must come from, if it matters.
+    :raises LabelError: The labels are missing, or do not fit the manifest, the audio, the dictionary or the unit model;
+        with all problems of the file.
+    """
+    path = Path(label_dir) / f"{split}.{name}"
+
+    try:
+        data = path.read_bytes()
+    except OSError as ex:
+        raise _unreadable(path, ex) from ex
+
+    sidecar = read_sidecar(path)
+
+    if sidecar is not None:
+        if problems := sidecar_problems(sidecar, path, data, manifest, unit_model_fingerprint):
+            raise LabelError(format_problems(f"The labels in '{path}' cannot be used:", problems))
+
+        rate, size = _agree(path, sidecar["label_set"], rate=rate, size=size)
+    elif unit_model_fingerprint is not None:
+        raise LabelError(
+            f"The labels in '{path}' must come from the unit model {unit_model_fingerprint}, but there is no record "
+            f"'{path.name}.json' of the unit model that made them. Label again with `fairseq2 recipe hubert label`."
+        )
+
+    dict_path = path.parent / f"dict.{name}.txt"
+
+    table = None
+
+    if size is None or dict_path.exists():
+        symbols = read_dict(dict_path)
+
+        if size is not None and len(symbols) != size:
+            raise LabelError(f"'{dict_path}' has {len(symbols)} units, but '{path}' was to have {size}.")
+
+        size, table = len(symbols), symbol_table(dict_path, symbols)
+
+    parsed = parse_labels(data, size, table)
+
+    del data
+
+    rate = check_labels(path, parsed, manifest, rate)
+
+    return LabelSet(
+        LabelSetSpec(name, size, rate),
+        parsed.values,
+        np.cumsum(parsed.counts) - parsed.counts,
+        usable_counts(parsed.counts, expected_counts(manifest.sizes, rate)),
+        sidecar,
+    )
+
+
+def _agree(path: Path, label_set: Mapping[str, Any], *, rate: int | None, size: int | None) -> tuple[int, int]:
+    for what, asked, unit in (("rate", rate, " Hz"), ("size", size, " units")):
+        if asked is not None and asked != label_set[what]:
+            raise LabelError(
+                f"The labels in '{path}' have the {what} {label_set[what]}{unit} by their record, but {asked}{unit} "
+                "were asked for."
+            )
+
+    return int(label_set["rate"]), int(label_set["size"])
+
+
+def _unreadable(path: Path, ex: OSError) -> LabelError:
+    if not isinstance(ex, FileNotFoundError):
+        return LabelError(f"The labels '{path}' cannot be read: {ex.strerror or ex}.")
+
+    folder = path.parent
+
+    if not folder.is_dir():
+        return LabelError(f"There are no labels '{path}': the folder does not exist.")
+
+    others = sorted(_label_files(folder))
+
+    return LabelError(
+        f"There are no labels '{path}'. Label files in '{folder}': "
+        f"{', '.join(others[:20]) if others else 'none'}{' …' if len(others) > 20 else ''}."
+    )
+
+
+def _label_files(folder: Path) -> Iterator[str]:
+    for p in folder.iterdir():
+        if (
+            p.is_file()
+            and "." in p.name[1:]
+            and p.suffix not in {".tsv", ".json", ".txt", ".yaml", ".tmp", ".safetensors"}
+        ):
+            yield p.name

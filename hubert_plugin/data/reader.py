@@ -1,0 +1,224 @@
+"""Reads batches for fairseq2's trainer: shuffled by epoch, sharded by rank, loaded ahead, resumable to the batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+from fairseq2.data.data_pipeline import DataPipeline, DataPipelineError, read_sequence
+from fairseq2.datasets import DataReader, DataReadError
+from fairseq2.gang import Gangs, all_sum
+from numpy.typing import NDArray
+from typing_extensions import Self, override
+
+from hubert_plugin.data.batch import HubertBatch
+from hubert_plugin.data.loader import BatchLoader
+from hubert_plugin.data.plan import BatchConfig, PlannedBatch, plan_epoch
+from hubert_plugin.errors import HubertError
+
+_SHUFFLE_STREAM = 3
+
+
+@final
+class HubertDataReader(DataReader[HubertBatch]):
+    """Reads the batches of one split.
+
+    An epoch's batches are planned anew from (seed, epoch), and rank r of W takes batches r, r + W, …; so its whole state
+    is the epoch and the number of batches that were delivered. W ranks see what one rank sees that accumulates W batches.
+    """
+
+    def __init__(
+        self,
+        loader: BatchLoader,
+        num_frames: NDArray[np.int64],
+        usable: NDArray[np.int64],
+        batching: BatchConfig,
+        gangs: Gangs,
+        *,
+        seed: int,
+        shuffle: bool,
+        num_accumulate: int = 1,
+        num_workers: int = 1,
+        num_prefetch: int = 4,
+        max_num_batches: int | None = None,
+    ) -> None:
+        """
+        :param shuffle: If true (training), every epoch has its own order, crops and masks, and an incomplete last round
+            over the ranks is dropped. If false (validation), every pass is the same and nothing is dropped.
+        """
+        self._loader = loader
+        self._num_frames = num_frames
+        self._usable = usable
+        self._batching = batching
+        self._gangs = gangs
+        self._seed = seed
+        self._shuffle = shuffle
+        self._num_accumulate = num_accumulate
+        self._num_workers = num_workers
+        self._num_prefetch = num_prefetch
+        self._max_num_batches = max_num_batches
+
+        self._epoch = 1 if shuffle else 0
+        self._position = 0
+        self._eod = False
+        self._iterator: Iterator[tuple[int, HubertBatch | None]] | None = None
+        self._pipeline: DataPipeline | None = None
+
+        self._wait_seconds = 0.0
+
+    def pop_wait_seconds(self) -> float:
+        """Return the time spent waiting for batches since the last call."""
+        seconds, self._wait_seconds = self._wait_seconds, 0.0
+
+        return seconds
+
+    def plan(self) -> list[PlannedBatch]:
+        """Return this rank's batches of the current epoch."""
+        if self._shuffle:
+            rng = np.random.default_rng([self._seed, self._epoch, _SHUFFLE_STREAM])
+        else:
+            rng = None
+
+        batches = plan_epoch(self._num_frames, self._usable, self._batching, rng)
+
+        if self._max_num_batches is not None:
+            batches = batches[: self._max_num_batches]
+
+        gang = self._gangs.dp
+
+        if self._shuffle:
+            batches = batches[: len(batches) - len(batches) % gang.size]
+
+        return batches[gang.rank :: gang.size]
+
+    @override
+    def __iter__(self) -> Self:
+        return self
+
+    @override
+    def __next__(self) -> list[HubertBatch]:
+        if self._eod:
+            raise StopIteration()
+
+        start = time.perf_counter()
+
+        batches: list[HubertBatch] = []
+
+        while len(batches) < self._num_accumulate:
+            batch = self._next_batch()
+            if batch is None:
+                break
+
+            batches.append(batch)
+
+        self._wait_seconds += time.perf_counter() - start
+
+        if self._shuffle:
+            # All ranks planned the same number; they differ only where whole batches were skipped as unreadable.
+            self._eod = self._any_rank_lacks(len(batches) < self._num_accumulate)
+
+            if self._eod:
+                # An update over fewer batches than asked for would be noisier than the others.
+                batches = []
+        else:
+            self._eod = self._all_ranks_lack(not batches)
+
+        if self._eod:
+            raise StopIteration()
+
+        return batches
+
+    def _next_batch(self) -> HubertBatch | None:
+        if self._iterator is None:
+            self._iterator = self._open()
+
+        while True:
+            try:
+                position, batch = next(self._iterator)
+            except StopIteration:
+                return None
+            except DataPipelineError as ex:
+                raise _find_cause(ex) from None
+
+            self._position = position + 1
+
+            if batch is not None:
+                return batch
+
+    def _open(self) -> Iterator[tuple[int, HubertBatch | None]]:
+        plan, epoch, loader = self.plan(), self._epoch, self._loader
+
+        def load(position: int) -> tuple[int, HubertBatch | None]:
+            return position, loader.load(plan[position], epoch)
+
+        builder = read_sequence(list(range(self._position, len(plan))))
+
+        builder.map(load, num_parallel_calls=max(1, self._num_workers))
+
+        if self._num_prefetch > 0:
+            builder.prefetch(self._num_prefetch)
+
+        # The iterator does not keep its pipeline alive.
+        self._pipeline = builder.and_return()
+
+        return iter(self._pipeline)
+
+    def _any_rank_lacks(self, lacks: bool) -> bool:
+        if self._gangs.dp.size == 1:
+            return lacks
+
+        return int(all_sum(self._gangs.dp, int(lacks))) > 0
+
+    def _all_ranks_lack(self, lacks: bool) -> bool:
+        if self._gangs.dp.size == 1:
+            return lacks
+
+        return int(all_sum(self._gangs.dp, int(lacks))) == self._gangs.dp.size
+
+    @override
+    def reset(self) -> None:
+        if self._shuffle:
+            self._epoch += 1
+
+        self._position = 0
+        self._eod = False
+        self._close()
+
+    def _close(self) -> None:
+        self._iterator = None
+        self._pipeline = None
+
+    @override
+    def state_dict(self) -> dict[str, object]:
+        return {"epoch": self._epoch, "position": self._position}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        self._epoch = int(str(state_dict["epoch"]))
+        self._position = int(str(state_dict["position"]))
+        self._eod = False
+        self._close()
+
+    @property
+    @override
+    def num_accumulate(self) -> int:
+        return self._num_accumulate
+
+
+def _find_cause(ex: BaseException) -> Exception:
+    """Return the user's error at the bottom of a pipeline error, or fairseq2's own error."""
+    cause: BaseException | None = ex
+
+    while cause is not None:
+        if isinstance(cause, HubertError):
+            return cause
+
+        cause = cause.__cause__ or cause.__context__
+
+    error = DataReadError("The data pipeline failed to read the next batch.")
+
+    error.__cause__ = ex
+
+    return error

@@ -1,0 +1,96 @@
+"""The composition root: everything this package registers with fairseq2 is registered here."""
+
+from __future__ import annotations
+
+from fairseq2.composition import register_model_family, register_package_assets
+from fairseq2.logging import log
+from fairseq2.metrics.formatters import format_as_float, format_as_int, format_as_percentage
+from fairseq2.metrics.recorders import MetricDescriptor
+from fairseq2.recipe.cli import register_cli_error
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+
+from hubert_plugin import errors
+from hubert_plugin.criteria.masked_cross_entropy import register_masked_cross_entropy
+from hubert_plugin.data.dataset import register_hubert_dataset_family
+from hubert_plugin.models.hubert.compile import apply_ac_to_hubert, apply_fsdp_to_hubert, compile_hubert
+from hubert_plugin.models.hubert.config import HUBERT_FAMILY, HubertConfig, register_hubert_configs
+from hubert_plugin.models.hubert.factory import create_hubert_model
+from hubert_plugin.models.hubert.heads import register_hubert_heads
+from hubert_plugin.models.hubert.hub import convert_state_dict
+from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.tasks.hubert_pretrain import register_hubert_pretrain
+from hubert_plugin.units.register import register_units
+
+
+def setup_fairseq2_extension(container: DependencyContainer) -> None:
+    """Register this package with fairseq2; called through the entry-point group ``fairseq2.extension``."""
+    _register_models(container)
+
+    register_hubert_heads(container)
+
+    register_hubert_dataset_family(container)
+
+    register_units(container)
+
+    register_masked_cross_entropy(container)
+
+    register_hubert_pretrain(container)
+
+    register_package_assets(container, "hubert_plugin.assets.cards")
+
+    _register_metrics(container)
+
+    _register_errors(container)
+
+
+def _register_models(container: DependencyContainer) -> None:
+    def create(resolver: DependencyResolver, config: HubertConfig) -> HubertModel:
+        return create_hubert_model(config, resolver)
+
+    register_model_family(
+        container,
+        HUBERT_FAMILY,
+        HubertModel,
+        HubertConfig,
+        advanced_factory=create,
+        state_dict_converter=convert_state_dict,
+        compiler=compile_hubert,
+        fsdp_applier=apply_fsdp_to_hubert,
+        layerwise_ac_applier=apply_ac_to_hubert,
+    )
+
+    register_hubert_configs(container)
+
+
+def _register_metrics(container: DependencyContainer) -> None:
+    descriptors = [
+        MetricDescriptor("masked_loss", "Masked Loss (bits)", 91, format_as_float),
+        MetricDescriptor("unmasked_loss", "Unmasked Loss (bits)", 92, format_as_float),
+        MetricDescriptor("feature_penalty", "Feature Penalty", 93, format_as_float),
+        MetricDescriptor("masked_accuracy", "Masked Accuracy", 94, format_as_float, higher_better=True),
+        MetricDescriptor("unmasked_accuracy", "Unmasked Accuracy", 95, format_as_float, higher_better=True),
+        MetricDescriptor("masked_share", "Masked Share", 820, format_as_percentage),
+        MetricDescriptor("num_masked_frames", "Masked Frames", 830, format_as_int),
+        MetricDescriptor("padding_share", "Padding", 835, format_as_percentage),
+        MetricDescriptor("audio_seconds", "Audio (s)", 811, format_as_int),
+        MetricDescriptor("audio_seconds_per_second", "Audio Seconds per Second", 810, format_as_float),
+        MetricDescriptor("data_wait_seconds", "Data Wait (s)", 503, format_as_float),
+        MetricDescriptor("num_skipped", "Skipped Utterances", 836, format_as_int),
+        MetricDescriptor("total_audio_hours", "Total Audio (h)", 850, format_as_float),
+    ]
+
+    for descriptor in descriptors:
+        container.collection.register_instance(MetricDescriptor, descriptor)
+
+
+def _register_errors(container: DependencyContainer) -> None:
+    """Answer each of our errors with its sentence and exit code 2. fairseq2 looks handlers up by the exact class."""
+
+    def handle(ex: errors.HubertError) -> int:
+        log.error("{}", ex)
+
+        return 2
+
+    for kls in vars(errors).values():
+        if isinstance(kls, type) and issubclass(kls, errors.HubertError):
+            register_cli_error(container, kls, handle)

@@ -1,0 +1,172 @@
+"""Guards a run's output folder: one folder is one run, and its last checkpoint must be whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq2.file_system import FileSystem
+from fairseq2.recipe.internal.config import _RecipeConfigHolder
+from fairseq2.recipe.internal.output_dir import _OutputDirectoryCreator
+from fairseq2.recipe.internal.sweep_tag import _SweepTagGenerator
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.structured import ValueConverter
+from fairseq2.utils.yaml import YamlError, YamlLoader
+
+from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
+
+
+def register_output_guard(container: DependencyContainer, *, identity: Sequence[str]) -> None:
+    """Refuse an output folder that holds another run, before anything is written into it.
+
+    :param identity: The configuration sections that make a run what it is: they may not change while it has checkpoints.
+        Everything else (steps, learning rate, ranks, …) may.
+    """
+
+    def create(resolver: DependencyResolver) -> _OutputDirectoryCreator:
+        return _GuardedCreator(resolver, identity)
+
+    # fairseq2 has no hook between reading the configuration and writing OUT/config.yaml, and its container refuses a
+    # second provider; so its provider is taken out first.
+    container._registrations.pop((_OutputDirectoryCreator, None), None)
+
+    container.register(_OutputDirectoryCreator, create, singleton=True)
+
+
+class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
+    """Looks into an existing folder the first time it is asked for."""
+
+    def __init__(self, resolver: DependencyResolver, identity: Sequence[str]) -> None:
+        super().__init__(resolver.resolve(_SweepTagGenerator), resolver.resolve(FileSystem))
+
+        self._resolver = resolver
+        self._identity = identity
+        self._checked: set[Path] = set()
+
+    def create(self, output_dir: Path) -> Path:
+        if output_dir.exists() and not output_dir.is_dir():
+            raise OutputDirError(f"The output folder '{output_dir}' is a file. Choose another.")
+
+        path = super().create(output_dir)
+
+        if path not in self._checked:
+            self._checked.add(path)
+
+            self._check(path)
+
+        return path
+
+    def _check(self, path: Path) -> None:
+        file = path / "config.yaml"
+
+        if not file.is_file():
+            if _step_dirs(path):
+                raise OutputDirError(
+                    f"The output folder '{path}' holds checkpoints, but no config.yaml that says of what. Choose another."
+                )
+
+            return
+
+        try:
+            previous: Any = self._resolver.resolve(YamlLoader).load(file)[0]
+        except (YamlError, IndexError, OSError):
+            previous = None
+
+        config = self._resolver.resolve(_RecipeConfigHolder).config
+
+        current: Any = self._resolver.resolve(ValueConverter).unstructure(config)
+
+        if not isinstance(previous, Mapping) or not set(self._identity) <= previous.keys():
+            raise OutputDirError(
+                f"The output folder '{path}' holds a run of another recipe (its config.yaml has no section "
+                f"'{self._identity[0]}'). Choose another folder."
+            )
+
+        if not _step_dirs(path):
+            return
+
+        changes = [
+            change for section in self._identity for change in _changes(previous[section], current[section], section)
+        ]
+
+        if changes:
+            raise OutputDirError(
+                format_problems(
+                    f"The output folder '{path}' holds another run; run the same command to go on with it, or choose "
+                    "another folder. What differs:",
+                    changes,
+                )
+            )
+
+
+def _changes(old: object, new: object, name: str) -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            change
+            for key in sorted({*old, *new}, key=str)
+            for change in _changes(old.get(key), new.get(key), f"{name}.{key}")
+        ]
+
+    if _plain(old) == _plain(new):
+        return []
+
+    return [f"`{name}` was {_plain(old)!r}, but is {_plain(new)!r} now"]
+
+
+def _plain(value: object) -> object:
+    """Make values comparable that YAML reads back as another type."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+
+    return None if value is None else str(value)
+
+
+def _step_dirs(output_dir: Path) -> dict[int, Path]:
+    dirs = (output_dir / "checkpoints").glob("step_*")
+
+    return {int(p.name[5:]): p for p in dirs if re.fullmatch(r"step_\d+", p.name) and p.is_dir()}
+
+
+def check_last_checkpoint(output_dir: Path) -> None:
+    """Check that the checkpoint from which the run would be resumed is whole.
+
+    :raises CheckpointError: A file of it is missing its end.
+    """
+    steps = _step_dirs(output_dir)
+
+    if not steps:
+        return
+
+    last = max(steps)
+
+    for file in sorted(steps[last].rglob("*.pt")):
+        # PyTorch's files are zip archives, whose directory stands at the end: a file that was cut off has none.
+        if zipfile.is_zipfile(file):
+            continue
+
+        others = sorted(steps.keys() - {last})
+
+        if others:
+            advice = f"Delete the folder '{steps[last]}' to go on from step {others[-1]}."
+        else:
+            advice = f"There is no earlier one; delete the folder '{steps[last]}' to start anew."
+
+        raise CheckpointError(
+            f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) is cut off. {advice}"
+        )
+
+
+def remove_unfinished_checkpoints(output_dir: Path) -> None:
+    """Remove what a killed run left of a checkpoint that it had not finished writing."""
+    for path in (output_dir / "checkpoints").glob("step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)

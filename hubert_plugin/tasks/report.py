@@ -1,0 +1,172 @@
+"""The closing lines of ``pretrain``: what was learned, in numbers that were measured."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from fairseq2.logging import log
+from fairseq2.recipe.base import RecipeContext
+
+from hubert_plugin import frames
+from hubert_plugin.analysis.layers import Utterances, compare_units, layer_quality
+from hubert_plugin.audio import read_waveform
+from hubert_plugin.criteria.steps import EvalStep
+from hubert_plugin.data.manifest import Manifest
+from hubert_plugin.demo import frame_phones, read_alignment
+from hubert_plugin.files import write_text_atomic
+from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
+
+if TYPE_CHECKING:
+    from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
+
+
+@final
+class PretrainReport:
+    """Measures and tells; also written to ``OUT/report.json``."""
+
+    def __init__(
+        self,
+        context: RecipeContext,
+        config: HubertPretrainConfig,
+        task: HubertPretrainTask,
+        model: HubertModel,
+        eval_step: EvalStep,
+    ) -> None:
+        self._context = context
+        self._config = config
+        self._task = task
+        self._model = model
+        self._eval_step = eval_step
+
+    def __call__(self) -> None:
+        file = self._context.output_dir / "report.json"
+
+        if self._eval_step.last_values:
+            report = self._measure()
+
+            write_text_atomic(file, json.dumps(report, indent=2) + "\n")
+        elif file.is_file():
+            # The run was over already: nothing was trained, so nothing is measured again.
+            report = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            report = {}
+
+        for line in self._lines(report):
+            log.info("{}", line)
+
+    def _measure(self) -> dict[str, Any]:
+        section = self._config.dataset
+
+        values = self._eval_step.last_values
+
+        report: dict[str, Any] = {
+            "masked_accuracy": values["masked_accuracy"],
+            "unmasked_accuracy": values["unmasked_accuracy"],
+            "loss_bits": values["loss"],
+        }
+
+        assert section.valid_split is not None
+
+        labels = self._task.split(section.valid_split).labels[0]
+
+        counts = labels.unit_counts()
+
+        report["most_frequent_unit_share"] = float(counts.max() / counts.sum())
+
+        report["label_set"] = {"name": labels.spec.name, "size": labels.spec.size, "rate": labels.spec.rate}
+
+        if self._task.dataset.demo:
+            report.update(self._measure_units())
+
+        return report
+
+    def _measure_units(self) -> dict[str, Any]:
+        """Compare units of every layer with those of MFCC, at equal K, on speakers that training never heard."""
+        section = self._config.dataset
+
+        assert section.valid_split is not None
+
+        train, valid = self._task.split(section.train_split), self._task.split(section.valid_split)
+
+        alignment = read_alignment(self._task.manifest_dir, section.valid_split)
+
+        labels = valid.labels[0]
+
+        step = frames.labels_per_frame(labels.spec.rate)
+
+        judge_on = self._utterances(valid.manifest, range(len(valid.manifest)))
+
+        label_units = [labels[i][::step] for i in judge_on.indices]
+
+        label_quality = compare_units(label_units, judge_on, alignment, frame_phones)
+
+        fit_on = self._utterances(train.manifest, self._sample(train.manifest))
+
+        self._model.eval()
+
+        by_layer = layer_quality(
+            self._model,
+            fit_on,
+            judge_on,
+            alignment,
+            frame_phones,
+            num_clusters=labels.spec.size,
+            seed=section.label_making.seed,
+        )
+
+        best = max(by_layer, key=lambda layer: by_layer[layer].pnmi)
+
+        return {
+            "label_pnmi": label_quality.pnmi,
+            "layer_pnmi": {str(layer): quality.pnmi for layer, quality in by_layer.items()},
+            "best_layer": best,
+            "best_layer_pnmi": by_layer[best].pnmi,
+        }
+
+    def _utterances(self, manifest: Manifest, indices: Any) -> Utterances:
+        policy = self._config.dataset.audio_policy(normalize=self._model.config.normalize_audio)
+
+        return Utterances(manifest.ids, lambda i: read_waveform(manifest.root, manifest.ids[i], policy), list(indices))
+
+    def _sample(self, manifest: Manifest) -> list[int]:
+        """Return utterances, drawn at random from a fixed seed, of ``report.fit_minutes`` in all."""
+        order = np.random.default_rng(self._config.dataset.label_making.seed).permutation(len(manifest))
+
+        seconds = np.cumsum(manifest.sizes[order]) / frames.SAMPLE_RATE
+
+        return [int(i) for i in order[: int(np.searchsorted(seconds, self._config.report.fit_minutes * 60)) + 1]]
+
+    def _lines(self, report: dict[str, Any]) -> list[str]:
+        output_dir = self._context.output_dir
+
+        lines = []
+
+        if report:
+            share, accuracy = report["most_frequent_unit_share"], report["masked_accuracy"]
+
+            lines.append(
+                f"Masked frames: {accuracy:.1%} of the units are predicted right on validation audio, "
+                f"{accuracy / share:.1f} times the most frequent unit's share ({share:.1%})."
+            )
+
+        if "best_layer" in report:
+            gain = report["best_layer_pnmi"] - report["label_pnmi"]
+
+            lines.append(
+                f"Units: layer {report['best_layer']} has PNMI {report['best_layer_pnmi']:.3f} with phones of unheard "
+                f"speakers; the units it was trained on have {report['label_pnmi']:.3f} (K = "
+                f"{report['label_set']['size']}, {gain:+.3f})."
+            )
+
+        lines += [
+            f"Checkpoints: {output_dir / 'checkpoints'}   Numbers: {output_dir / 'report.json'}",
+            f"Curves: tensorboard --logdir {output_dir / 'tb'}",
+            f'Use it: python -c "from hubert_plugin import load_hubert; print(load_hubert({str(output_dir)!r}))"',
+            "Next, on your own audio: fairseq2 recipe hubert manifest data/mine --config source=FOLDER && "
+            "fairseq2 recipe hubert pretrain runs/mine --config dataset.manifest_dir=data/mine",
+        ]
+
+        return lines

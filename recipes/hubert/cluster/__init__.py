@@ -1,0 +1,1 @@
+"""Fit a unit model (k-means) on streamed features of a manifest."""

@@ -1,0 +1,93 @@
+"""``cluster``: manifest → features → unit model ``OUT/units.safetensors`` and its report ``OUT/units.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import cast, final
+
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.task import Task
+from typing_extensions import override
+
+from hubert_plugin.data.manifest import read_manifest
+from hubert_plugin.errors import ConfigError
+from hubert_plugin.files import write_text_atomic
+from hubert_plugin.recipes.hubert.cluster.config import HubertClusterConfig
+from hubert_plugin.registry import FeatureSource, UnitModel, create_component
+from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.units.fit import UnitModelFitter
+from hubert_plugin.units.prepare import UNIT_MODEL_FILE
+from hubert_plugin.units.stream import AudioFeatureStream
+
+
+@final
+class ClusterRecipe(Recipe):
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(HubertClusterConfig)
+
+        def run(should_stop: Callable[[], bool]) -> None:
+            if context.gangs.root.rank == 0:
+                cluster(context, config)
+
+            context.gangs.root.barrier()
+
+        return FunctionTask(run)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return HubertClusterConfig
+
+
+def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
+    """Fit the unit model of ``config`` and write it to the output folder."""
+    if config.manifest_dir is None:
+        raise ConfigError("`manifest_dir` must be the folder that holds the manifest.")
+
+    source = create_component(
+        context.resolver,
+        FeatureSource,  # type: ignore[type-abstract]
+        config.features.name,
+        config.features.config,
+    )
+
+    fitter = cast(
+        UnitModelFitter,
+        create_component(
+            context.resolver,
+            UnitModel,  # type: ignore[type-abstract]
+            config.units.name,
+            config.units.config,
+        ),
+    )
+
+    manifest = read_manifest(config.manifest_dir, config.split)
+
+    stream = AudioFeatureStream(manifest, source, config.audio, num_workers=config.num_workers)
+
+    with context.progress_reporter as progress:
+        result = fitter.fit(stream, seed=config.seed, progress=progress)
+
+    path = context.output_dir.joinpath(UNIT_MODEL_FILE)
+
+    result.model.save(path)
+
+    report = {
+        "unit_model": path.name,
+        "fingerprint": result.model.fingerprint,
+        "report": result.report.to_dict(),
+        "provenance": dict(result.model.provenance),
+    }
+
+    write_text_atomic(path.with_suffix(".json"), json.dumps(report, indent=2, sort_keys=True) + "\n")
+
+    log.info("{}.", result.report)
+    log.info(
+        "Unit model written to {}. Next: `fairseq2 recipe hubert label OUT --config manifest_dir={} unit_model={}`.",
+        path,
+        config.manifest_dir,
+        path,
+    )

@@ -1,0 +1,136 @@
+"""What the recipe leaves in its output folder: manifests, the list of skipped files, and how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hubert_plugin import __version__
+from hubert_plugin.data.manifest import SKIPPED_NAME, Manifest, write_manifest
+from hubert_plugin.data.scan import ScanResult, Utterance
+from hubert_plugin.errors import OutputDirError
+from hubert_plugin.files import write_text_atomic
+
+SUMMARY_NAME = "manifest.json"
+TRAIN_SPLIT = "train"
+VALID_SPLIT = "valid"
+
+
+@dataclass(frozen=True)
+class ManifestOutput:
+    """The output folder."""
+
+    path: Path
+
+    options: Mapping[str, object]
+    """All that decides what is written, as plain JSON values."""
+
+    def check(self, overwrite: bool) -> None:
+        """Make sure that nothing of another origin is overwritten.
+
+        :raises OutputDirError: The folder holds manifests made in another way, or by something else.
+        """
+        if overwrite:
+            return
+
+        present = [self._path(s).name for s in (TRAIN_SPLIT, VALID_SPLIT) if self._path(s).exists()]
+        recorded = self._read_options()
+
+        if recorded is None:
+            if present:
+                raise OutputDirError(
+                    f"'{self.path}' already holds {' and '.join(present)}, but no '{SUMMARY_NAME}' that says how they "
+                    "were made. Choose another output folder, or set `overwrite=true` to replace them."
+                )
+
+            return
+
+        if changed := [k for k in sorted({*recorded, *self.options}) if recorded.get(k) != self.options.get(k)]:
+            differences = "; ".join(f"`{k}` was {recorded.get(k)!r}, is {self.options.get(k)!r}" for k in changed)
+
+            raise OutputDirError(
+                f"'{self.path}' already holds manifests that were made in another way: {differences}. Choose another "
+                "output folder, or set `overwrite=true` to replace them (labels beside them will no longer fit)."
+            )
+
+    def write(self, scan: ScanResult, train: Sequence[Utterance], valid: Sequence[Utterance], **more: object) -> None:
+        """Write everything, each file atomically.
+
+        ``manifest.json`` comes first, so that a run that was killed in between is known as the same when started again.
+        """
+        sides = {TRAIN_SPLIT: train, VALID_SPLIT: valid}
+        manifests = {s: self._to_manifest(s, scan.root, u) for s, u in sides.items() if u}
+
+        summary = {
+            "version": __version__,
+            "options": self.options,
+            "root": str(scan.root),
+            "splits": {
+                split: {
+                    "utterances": len(manifest),
+                    "hours": round(manifest.hours, 4),
+                    "fingerprint": manifest.fingerprint,
+                }
+                for split, manifest in manifests.items()
+            },
+            "too_short": scan.num_too_short,
+            "too_long": scan.num_too_long,
+            "skipped": len(scan.skipped),
+            "sample_rates": scan.sample_rates,
+            "multichannel": scan.num_multichannel,
+            **more,
+        }
+
+        write_text_atomic(self.path / SUMMARY_NAME, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
+
+        self._write_skipped(scan.skipped)
+
+        for split in (VALID_SPLIT, TRAIN_SPLIT):
+            if manifest := manifests.get(split):
+                write_manifest(manifest.path, scan.root, zip(manifest.ids, manifest.sizes.tolist(), strict=True))
+            else:
+                self._path(split).unlink(missing_ok=True)
+
+    def _write_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
+        path = self.path / SKIPPED_NAME
+
+        if not skipped:
+            path.unlink(missing_ok=True)
+
+            return
+
+        text = "".join(f"{ref}\t{' '.join(reason.split())}\n" for ref, reason in skipped)
+
+        write_text_atomic(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+    def _read_options(self) -> dict[str, Any] | None:
+        try:
+            options = json.loads((self.path / SUMMARY_NAME).read_text(encoding="utf-8"))["options"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as ex:
+            raise OutputDirError(
+                f"'{self.path / SUMMARY_NAME}' is not a record of this recipe ({ex}). Choose another output folder, or "
+                "set `overwrite=true` to replace what is there."
+            ) from ex
+
+        return options if isinstance(options, dict) else {}
+
+    def _to_manifest(self, split: str, root: Path, utterances: Sequence[Utterance]) -> Manifest:
+        sizes = np.array([u.num_samples for u in utterances], dtype=np.int64)
+
+        return Manifest(self._path(split), split, root, [u.ref for u in utterances], sizes)
+
+    def _path(self, split: str) -> Path:
+        return self.path / f"{split}.tsv"
+
+
+def to_absolute(path: Path) -> Path:
+    """Make ``path`` absolute without following links: users know their folders by these names."""
+    return Path(os.path.abspath(path.expanduser()))

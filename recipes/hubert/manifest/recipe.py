@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import final
+
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.task import Task
+from fairseq2.utils.progress import ProgressTask
+from typing_extensions import override
+
+from hubert_plugin.data.scan import ScanOptions, ScanResult, Utterance, scan_audio
+from hubert_plugin.data.split import compile_speaker_pattern, split_by_speaker, split_by_utterance
+from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError
+from hubert_plugin.frames import SAMPLE_RATE, seconds
+from hubert_plugin.tasks.function import FunctionTask
+
+from .config import ManifestRecipeConfig
+from .output import ManifestOutput, to_absolute
+
+
+@final
+class ManifestRecipe(Recipe):
+    """Makes the manifests ``train.tsv`` and ``valid.tsv`` from a folder or archive of audio."""
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(ManifestRecipeConfig)
+
+        out_dir = shlex.quote(str(context.output_dir))
+
+        if config.source is None:
+            raise ConfigError(
+                "`source` must be the folder (or zip or tar archive) that holds the audio, but is not set. For "
+                f"example: `fairseq2 recipe hubert manifest {out_dir} --config source=/data/speech`."
+            )
+
+        if config.speaker_pattern is not None:
+            compile_speaker_pattern(config.speaker_pattern)
+
+        def run(should_stop: Callable[[], bool]) -> None:
+            # One process does the work. The others are let go even if it fails, and end well: the reason is told once.
+            try:
+                if context.gangs.root.rank == 0:
+                    _make_manifests(context, config, should_stop)
+            except Exception:
+                context.gangs.root.barrier()
+
+                raise
+
+            context.gangs.root.barrier()
+
+        return FunctionTask(run)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return ManifestRecipeConfig
+
+
+def _make_manifests(context: RecipeContext, config: ManifestRecipeConfig, should_stop: Callable[[], bool]) -> None:
+    assert config.source is not None
+
+    source = to_absolute(config.source)
+
+    output = ManifestOutput(
+        context.output_dir,
+        {
+            "source": str(source),
+            "extensions": list(config.extensions),
+            "sample_rate": config.audio.sample_rate,
+            "min_seconds": config.min_seconds,
+            "max_seconds": config.max_seconds,
+            "valid_fraction": config.valid_fraction,
+            "speaker_pattern": config.speaker_pattern,
+            "seed": config.seed,
+            "on_error": config.on_error,
+        },
+    )
+
+    output.check(config.overwrite)
+
+    options = ScanOptions(
+        policy=config.audio,
+        extensions=tuple(config.extensions),
+        min_seconds=config.min_seconds,
+        max_seconds=config.max_seconds,
+        on_error=config.on_error,
+        num_workers=config.num_workers,
+    )
+
+    log.info("Looking for audio under {}.", source)
+
+    with context.progress_reporter as reporter:
+        tasks: list[ProgressTask] = []
+
+        try:
+            scan = scan_audio(
+                source,
+                options,
+                on_found=lambda total: tasks.append(reporter.create_task("scan", total)),
+                on_progress=lambda num_files: tasks[0].step(num_files),
+                should_stop=should_stop,
+            )
+        finally:
+            for task in tasks:
+                task.close()
+
+    if scan is None:
+        log.info("Stopped before anything was written.")
+
+        return
+
+    utterances = scan.utterances
+    num_speakers = None
+
+    if config.speaker_pattern is None:
+        train, valid = split_by_utterance(utterances, _name, config.valid_fraction, config.seed)
+    else:
+        train, valid, num_speakers = split_by_speaker(
+            utterances, _name, config.speaker_pattern, config.valid_fraction, config.seed
+        )
+
+    output.write(scan, train, valid, speakers=num_speakers)
+
+    _report(context, scan, train, valid, num_speakers)
+
+
+def _report(
+    context: RecipeContext,
+    scan: ScanResult,
+    train: Sequence[Utterance],
+    valid: Sequence[Utterance],
+    num_speakers: int | None,
+) -> None:
+    for ref, reason in scan.skipped[:MAX_SHOWN_PROBLEMS]:
+        log.warning("Skipped {}: {}", ref, reason)
+
+    if scan.skipped:
+        log.warning(
+            "{} file(s) were skipped; all are listed in {}.", len(scan.skipped), context.output_dir / "skipped.tsv"
+        )
+
+    if scan.num_too_short or scan.num_too_long:
+        log.info("Left out {} too short and {} too long utterance(s).", scan.num_too_short, scan.num_too_long)
+
+    rates = ", ".join(f"{rate} Hz ({count})" for rate, count in scan.sample_rates.items())
+    note = " Other rates than 16000 Hz are resampled when read." if set(scan.sample_rates) != {SAMPLE_RATE} else ""
+
+    log.info("Sample rates: {}.{}", rates, note)
+
+    if scan.num_multichannel:
+        log.info("{} utterance(s) have several channels; these are averaged when read.", scan.num_multichannel)
+
+    log.info(
+        "Wrote {}: train {}, valid {}{}.",
+        context.output_dir,
+        _describe(train),
+        _describe(valid) if valid else "none",
+        "" if num_speakers is None else f", {num_speakers} speakers on separate sides",
+    )
+
+    log.info(
+        "Next: fairseq2 recipe hubert pretrain runs/mine --config dataset.manifest_dir={}",
+        shlex.quote(str(context.output_dir)),
+    )
+
+
+def _describe(utterances: Sequence[Utterance]) -> str:
+    hours = seconds(sum(u.num_samples for u in utterances)) / 3600
+
+    return f"{len(utterances)} utterances ({hours:.2f} hours)"
+
+
+def _name(utterance: Utterance) -> str:
+    return utterance.name

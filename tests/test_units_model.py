@@ -1,0 +1,209 @@
+"""Unit models in memory and on disk."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import MiniBatchKMeans
+
+from hubert_plugin.errors import StorageError, UnitModelError
+from hubert_plugin.registry import LabelSetSpec
+from hubert_plugin.units.model import KMeansUnitModel, load_units
+
+SPEC = LabelSetSpec("km", 4, 100)
+
+
+def make_model(dim: int = 3, seed: int = 0) -> KMeansUnitModel:
+    centroids = np.random.default_rng(seed).standard_normal((4, dim)).astype(np.float32)
+
+    return KMeansUnitModel({SPEC: centroids}, {"features": {"name": "mfcc", "dim": dim}, "seed": seed})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 200), st.integers(0, 10_000))
+def test_assign_equals_scikit_learn_and_brute_force(k: int, dim: int, num_frames: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    centroids = (3.0 * rng.standard_normal((k, dim))).astype(np.float32)
+    x = (3.0 * rng.standard_normal((num_frames, dim))).astype(np.float32)
+
+    units = KMeansUnitModel({LabelSetSpec("km", k): centroids}).assign(x)[0]
+
+    estimator = MiniBatchKMeans(k, init=centroids, n_init=1).partial_fit(centroids)
+    estimator.cluster_centers_ = centroids
+
+    distances = np.square(x[:, None].astype(np.float64) - centroids[None]).sum(axis=2)
+
+    # Where two centroids are equally near up to float32 rounding, either is right.
+    nearest = np.sort(distances, axis=1)
+    clear = np.ones(num_frames, bool) if k == 1 else nearest[:, 1] - nearest[:, 0] > 1e-4
+
+    assert units.dtype == np.int32
+    np.testing.assert_array_equal(units[clear], estimator.predict(x)[clear])
+    np.testing.assert_array_equal(units[clear], distances.argmin(axis=1)[clear])
+
+
+def test_assign_of_no_frames_is_empty() -> None:
+    assert make_model().assign(np.empty((0, 3), np.float32))[0].shape == (0,)
+
+
+def test_assign_names_both_dimensions() -> None:
+    with pytest.raises(UnitModelError, match=r"\(frames, 3\) from .*mfcc.*\(5, 768\)"):
+        make_model().assign(np.zeros((5, 768), np.float32))
+
+
+def test_saved_models_come_back_equal(tmp_path: Path) -> None:
+    model = make_model()
+
+    model.save(tmp_path / "new" / "units.safetensors")
+
+    loaded = load_units(tmp_path / "new" / "units.safetensors")
+
+    assert isinstance(loaded, KMeansUnitModel)
+    assert loaded.fingerprint == model.fingerprint
+    assert list(loaded.label_sets) == [SPEC]
+    assert dict(loaded.provenance) == dict(model.provenance)
+    np.testing.assert_array_equal(loaded.centroids[0], model.centroids[0])
+
+    assert make_model(seed=1).fingerprint != model.fingerprint
+
+
+def test_several_codebooks_give_several_label_sets(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    codebooks = {LabelSetSpec(f"k{k}", k): rng.standard_normal((k, 3)).astype(np.float32) for k in (2, 5)}
+
+    KMeansUnitModel(codebooks).save(tmp_path / "u")
+
+    x = rng.standard_normal((10, 3)).astype(np.float32)
+
+    for units, codebook in zip(load_units(tmp_path / "u").assign(x), codebooks.values(), strict=True):
+        np.testing.assert_array_equal(units, np.square(x[:, None] - codebook).sum(axis=2).argmin(axis=1))
+
+
+def test_exported_joblib_predicts_the_same_units(tmp_path: Path) -> None:
+    import joblib
+
+    model = make_model()
+
+    model.export_joblib(tmp_path / "km.bin")
+
+    x = np.random.default_rng(1).standard_normal((100, 3)).astype(np.float32)
+
+    estimator = joblib.load(tmp_path / "km.bin")
+
+    np.testing.assert_array_equal(estimator.cluster_centers_, model.centroids[0])
+    np.testing.assert_array_equal(estimator.predict(x), model.assign(x)[0])
+
+    loaded = load_units(tmp_path / "km.bin", trust_pickle=True, spec=SPEC)
+
+    assert loaded.fingerprint == model.fingerprint
+
+    with pytest.raises(UnitModelError, match=r"no label set 'x'; it has km"):
+        model.export_joblib(tmp_path / "y", "x")
+
+
+def test_reading_a_joblib_file_without_trust_runs_nothing(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "evil.bin").write_bytes(pickle.dumps(Evil()))
+
+    with pytest.raises(UnitModelError, match="pickle"):
+        load_units(tmp_path / "evil.bin")
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_joblib_file_of_something_else_is_named(tmp_path: Path) -> None:
+    import joblib
+
+    joblib.dump({"a": 1}, tmp_path / "x.bin")
+
+    with pytest.raises(UnitModelError, match=r"must hold a fitted scikit-learn k-means, but holds a dict"):
+        load_units(tmp_path / "x.bin", trust_pickle=True)
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnitModelError, match=r"no unit model at .*nothing"):
+        load_units(tmp_path / "nothing")
+
+
+def test_a_model_cut_off_anywhere_is_named(tmp_path: Path) -> None:
+    make_model().save(tmp_path / "u")
+
+    data = (tmp_path / "u").read_bytes()
+
+    for length in (0, 4, 8, 20, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut").write_bytes(data[:length])
+
+        with pytest.raises(UnitModelError, match="cut off"):
+            load_units(tmp_path / "cut")
+
+
+def test_files_that_are_no_unit_models_are_named(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    (tmp_path / "text").write_text("hello, I am not a unit model")
+
+    with pytest.raises(UnitModelError, match="not a unit model"):
+        load_units(tmp_path / "text")
+
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other")
+
+    with pytest.raises(UnitModelError, match=r"safetensors file, but not a unit model.*'weight'"):
+        load_units(tmp_path / "other")
+
+
+def test_a_model_with_wrong_tensors_is_named(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    make_model().save(tmp_path / "u")
+
+    with safe_open(tmp_path / "u", "numpy") as fp:
+        metadata = fp.metadata()
+
+    save_file({"centroids.other": np.zeros((4, 3), np.float32)}, tmp_path / "v", metadata)
+
+    with pytest.raises(UnitModelError, match=r"must hold the tensors 'centroids.km', but holds 'centroids.other'"):
+        load_units(tmp_path / "v")
+
+    save_file({"centroids.km": np.full((4, 3), np.nan, np.float32)}, tmp_path / "w", metadata)
+
+    with pytest.raises(UnitModelError, match="NaN"):
+        load_units(tmp_path / "w")
+
+    save_file({"centroids.km": np.zeros((4, 3), np.float32)}, tmp_path / "x", {**metadata, "format_version": "9"})
+
+    with pytest.raises(UnitModelError, match="format version 9"):
+        load_units(tmp_path / "x")
+
+
+def test_a_full_disk_leaves_the_previous_model(tmp_path: Path) -> None:
+    make_model().save(tmp_path / "u")
+
+    before = (tmp_path / "u").read_bytes()
+
+    large = KMeansUnitModel({LabelSetSpec("km", 1000): np.ones((1000, 39), np.float32)})
+
+    # Python ignores SIGXFSZ, so that a file beyond the limit fails with an `OSError`, as a full disk does.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be written: .*untouched"):
+            large.save(tmp_path / "u")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert (tmp_path / "u").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["u"]
