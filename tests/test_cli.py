@@ -100,6 +100,12 @@ def test_every_verb_tells_its_arguments_and_presets_without_torch(repo_dir: Path
             assert re.search(rf"^  {preset.stem} +\S", result.stdout, re.MULTILINE), f"{preset} has no first comment"
 
 
+def test_every_verb_goes_through_our_runner(repo_dir: Path) -> None:
+    # fairseq2's own `main` answers a wrong configuration with a stack trace and knows no presets.
+    for path in (repo_dir / "recipes").glob("*/*/__main__.py"):
+        assert "run_recipe(__package__, " in path.read_text(), f"{path} does not call run_recipe"
+
+
 def test_version_names_the_distributions() -> None:
     assert re.match(r"fairseq2-hubert \S+ \(fairseq2 0\.8\.\d+, PyTorch \S+, Python 3\.\d+\.\d+\)", run("-V").stdout)
 

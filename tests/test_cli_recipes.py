@@ -305,6 +305,9 @@ def test_mistake_is_answered_with_a_sentence_and_exit_code_2(answers: Answers, n
 def test_recipe_runs_with_its_configuration(answers: Answers, name: str, said: str) -> None:
     assert answers.codes[name] == 0, answers.text(name)
 
+    # What fairseq2 says to its own developers is no news to a user.
+    assert "DeprecationWarning" not in answers.text(name)
+
     assert (answers.folder / f"{name}.out" / "said.txt").read_text() == said
 
 

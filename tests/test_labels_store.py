@@ -142,7 +142,7 @@ def test_the_rate_is_inferred(tmp_path: Path, rate: int) -> None:
 def test_labels_of_no_supported_rate_are_refused(tmp_path: Path) -> None:
     write_plain(tmp_path, [[0] * (n // 640) for n in SIZES])
 
-    assert "24.7 labels per second" in open_error(tmp_path, make_manifest(tmp_path))
+    assert "24.6 labels per second" in open_error(tmp_path, make_manifest(tmp_path))
 
 
 def test_a_wrong_label_rate_is_told_from_wrong_lines(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from hubert_plugin.errors import StorageError, UnitModelError
 from hubert_plugin.registry import LabelSetSpec
-from hubert_plugin.units.model import KMeansUnitModel, load_units
+from hubert_plugin.units.model import FORMAT, KMeansUnitModel, load_units
 
 SPEC = LabelSetSpec("km", 4, 100)
 
@@ -182,7 +182,9 @@ def test_a_model_with_wrong_tensors_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnitModelError, match="NaN"):
         load_units(tmp_path / "w")
 
-    save_file({"centroids.km": np.zeros((4, 3), np.float32)}, tmp_path / "x", {**metadata, "format_version": "9"})
+    newer = {FORMAT: metadata[FORMAT].replace('"format_version": 1', '"format_version": 9')}
+
+    save_file({"centroids.km": np.zeros((4, 3), np.float32)}, tmp_path / "x", newer)
 
     with pytest.raises(UnitModelError, match="format version 9"):
         load_units(tmp_path / "x")
