@@ -207,13 +207,14 @@ def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
 
 def _silence_own_warning_of_fairseq2() -> None:
     # fairseq2 0.8 shows deprecations to users, among them one of a call in its own code that no user can change. It
-    # shows each once; so this one has been shown already.
-    text = (
-        "`hg_exporter` is deprecated and will be removed in v0.9. "
-        "Use `fairseq2.models.hg.HuggingFaceConverter` instead."
-    )
+    # sets the filters itself when it starts; so what is left is the hook that shows.
+    show = warnings.showwarning
 
-    getattr(warnings, "onceregistry", {})[(text, DeprecationWarning)] = 1
+    def show_others(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if not str(message).startswith("`hg_exporter` is deprecated"):
+            show(message, *args, **kwargs)
+
+    warnings.showwarning = show_others
 
 
 def _load_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> Recipe:

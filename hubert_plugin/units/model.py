@@ -3,8 +3,8 @@
 Letters: *M* frames, *D* features of a frame, *K* units.
 
 A unit model is one safetensors file: a tensor ``centroids.<label set>`` (K, D) in float32 for each label set, and in
-the file's metadata the label sets and the provenance (features, data, seed, versions) as JSON. Nothing in it is code.
-scikit-learn's joblib files are pickles, which can run code, and are read only on the explicit word.
+the file's metadata the label sets and the provenance (features, data, seed, versions) as one JSON object.
+Nothing in it is code. scikit-learn's joblib files are pickles, which can run code: read only on the explicit word.
 """
 
 from __future__ import annotations
@@ -127,13 +127,15 @@ class KMeansUnitModel(UnitModel):
         """:raises StorageError: The file cannot be written; what stood there before is untouched."""
         from safetensors.numpy import save
 
-        metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
+        record = {
+            "format_version": FORMAT_VERSION,
             "kind": _KIND,
-            "label_sets": json.dumps([asdict(s) for s in self._label_sets]),
-            "provenance": json.dumps(self._provenance, sort_keys=True),
+            "label_sets": [asdict(s) for s in self._label_sets],
+            "provenance": self._provenance,
         }
+
+        # One key only: safetensors writes several in any order, and equal models are to be equal files.
+        metadata = {FORMAT: json.dumps(record, sort_keys=True)}
 
         # Serialised in memory and written by us: a full disk then surfaces as an `OSError`.
         data = save(self._tensors(), metadata)
@@ -227,24 +229,28 @@ def _load_safetensors(path: Path, data: bytes) -> KMeansUnitModel:
             "it again."
         ) from ex
 
-    if metadata.get("format") != FORMAT:
+    if FORMAT not in metadata:
         raise UnitModelError(
-            f"'{path}' is a safetensors file, but not a unit model: its metadata must say format '{FORMAT}', but says "
-            f"{metadata.get('format')!r}; its tensors are {_shorten(sorted(tensors))}."
-        )
-
-    if (version := metadata.get("format_version")) != str(FORMAT_VERSION) or metadata.get("kind") != _KIND:
-        raise UnitModelError(
-            f"The unit model '{path}' is of kind '{metadata.get('kind')}', format version {version}; this release "
-            f"reads kind '{_KIND}', format version {FORMAT_VERSION}. Update fairseq2-hubert."
+            f"'{path}' is a safetensors file, but not a unit model: its metadata must hold '{FORMAT}', but holds "
+            f"{_shorten(sorted(metadata)) or 'nothing'}; its tensors are {_shorten(sorted(tensors))}."
         )
 
     try:
-        specs = [LabelSetSpec(**s) for s in json.loads(metadata["label_sets"])]
+        record = json.loads(metadata[FORMAT])
 
-        provenance = json.loads(metadata["provenance"])
+        version, kind = record["format_version"], record["kind"]
+
+        specs = [LabelSetSpec(**s) for s in record["label_sets"]]
+
+        provenance = record["provenance"]
     except (KeyError, TypeError, ValueError) as ex:
         raise UnitModelError(f"The metadata of the unit model '{path}' cannot be understood: {ex!r}.") from ex
+
+    if version != FORMAT_VERSION or kind != _KIND:
+        raise UnitModelError(
+            f"The unit model '{path}' is of kind '{kind}', format version {version}; this release reads kind "
+            f"'{_KIND}', format version {FORMAT_VERSION}. Update fairseq2-hubert."
+        )
 
     expected = {_PREFIX + s.name for s in specs}
 
