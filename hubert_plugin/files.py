@@ -60,7 +60,8 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a file's bytes: its fingerprint in provenance records."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file's bytes: its fingerprint in provenance
+    records."""
     digest = hashlib.sha256()
 
     with Path(path).open("rb") as fp:

@@ -70,12 +70,16 @@ def num_samples_of(frames: int) -> int:
 
 
 def frame_start(frame: int) -> int:
-    """Return the first sample that ``frame`` sees. Crops start at these samples only, so labels stay aligned exactly."""
+    """Return the first sample that ``frame`` sees. Crops start at these samples only, so labels stay aligned
+    exactly."""
     return frame * STRIDE
 
 
 def frame_center_seconds(frame: int, rate: int = 50) -> float:
-    """Return the centre, in seconds, of the window of frame ``frame`` at ``rate`` (50 or 100) Hz: 12.5 ms + t / rate."""
+    """Return the centre, in seconds, of the window of frame ``frame`` at ``rate`` (50 or 100) Hz.
+
+    That is 12.5 ms + frame / rate.
+    """
     return (label_stride(rate) * frame + RECEPTIVE_FIELD / 2) / SAMPLE_RATE
 
 
@@ -85,7 +89,7 @@ def seconds(num_samples: int) -> float:
 
 
 def resampled_length(num_samples: int, sample_rate: int) -> int:
-    """Return the length at 16 kHz of ``num_samples`` at ``sample_rate`` Hz: ceil(n * 16000 / rate), torchaudio's rule."""
+    """Return the length at 16 kHz of ``num_samples`` at ``sample_rate`` Hz: ceil(n * 16000 / rate), as torchaudio."""
     return -(-num_samples * SAMPLE_RATE // sample_rate)
 
 

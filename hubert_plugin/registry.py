@@ -1,7 +1,7 @@
 """The interfaces that a plugin of ours can implement, and how to register an implementation under a name.
 
-Thin over fairseq2's ``register_component``: a component has a name, a configuration dataclass and a factory. From YAML it
-is addressed by a section with the two keys ``name`` and ``config``. Another package registers its own from its
+Thin over fairseq2's ``register_component``: a component has a name, a configuration dataclass and a factory. From YAML
+it is addressed by a section with the two keys ``name`` and ``config``. Another package registers its own from its
 ``fairseq2.extension`` entry point; see CONTRIBUTING.md for a worked example.
 """
 

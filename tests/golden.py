@@ -1,4 +1,5 @@
-"""Reads the golden data that real fairseq produced (tests/data/fairseq; classes are offset by 4: see the golden README)."""
+"""Reads the golden data that real fairseq produced (tests/data/fairseq; classes are offset by 4: see the golden
+README)."""
 
 from __future__ import annotations
 

@@ -122,7 +122,9 @@ def test_batches_equal_fairseqs_where_crops_coincide(key: str) -> None:
     lengths = DATASET["lengths"]
 
     labels = {
-        name: [np.fromstring(line, sep=" ", dtype=np.int32) for line in (folder / f"train.{name}").read_text().split("\n")]
+        name: [
+            np.fromstring(line, sep=" ", dtype=np.int32) for line in (folder / f"train.{name}").read_text().split("\n")
+        ]
         for name in ("lab50", "lab100")
     }
 

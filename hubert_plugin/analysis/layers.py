@@ -1,6 +1,7 @@
 """Unit quality of a model's layers: cluster each layer, compare the units with phones.
 
-The audio is read once for all layers. Phones are read at the centre of a frame's window (``frames.frame_center_seconds``).
+The audio is read once for all layers. Phones are read at the centre of a frame's window
+(``frames.frame_center_seconds``).
 
 Letters: T frames, M model dimension, K units.
 """

@@ -1,13 +1,15 @@
 """The criterion of HuBERT: cross-entropy over units, weighted α on masked and 1 − α on unmasked frames.
 
-Paper eq. 1–3; fairseq ``hubert_criterion.py:68-107``. With heads k of weight w_k, masked frames m and unmasked frames u::
+Paper eq. 1–3; fairseq ``hubert_criterion.py:68-107``. With heads k of weight w_k, masked frames m and unmasked frames
+u::
 
     loss = α Σ_k w_k Σ_m CE + (1 − α) Σ_k w_k Σ_u CE + 10 · mean(conv_out²) · F
 
     F = (α > 0) · #masked + (α < 1) · #unmasked          # fairseq's `sample_size`, of the first label set (trap T13)
 
-Sums, not means: the trainer divides the gradients by Σ F over ranks and accumulated batches (trap T12). Every cross-entropy
-is float32. α = 1 is the paper's choice; fairseq's weights (1, 0), (0, 1) and (.5, .5) are α = 1, 0 and .5.
+Sums, not means: the trainer divides the gradients by Σ F over ranks and accumulated batches (trap T12). Every
+cross-entropy is float32. α = 1 is the paper's choice; fairseq's weights (1, 0), (0, 1) and (.5, .5) are α = 1, 0 and
+.5.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which frames are masked: fairseq's sampling, drawn on the CPU from a seed, the epoch and the utterance.
 
 Sources: ``fairseq/data/data_utils.py:399-588`` (static spans, overlap allowed, the draw of ``idc_select_ver=1`` and
-``num_mask_ver=2``); FACTS 3. Differences, both documented: short utterances never raise and always keep a frame unmasked
-(trap T14), and rows are not trimmed to one count unless ``same_count`` asks for it (trap T14, fairseq#5642).
+``num_mask_ver=2``); FACTS 3. Differences, both documented: short utterances never raise and always keep a frame
+unmasked (trap T14), and rows are not trimmed to one count unless ``same_count`` asks for it (trap T14, fairseq#5642).
 
 Letters: T frames, p masking probability, l span length.
 """

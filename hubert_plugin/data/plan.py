@@ -1,8 +1,8 @@
 """Which utterances meet in a batch, how long each is cut, and in which order batches come.
 
-Crop first, then bucket by length: fairseq2's batcher would drop utterances over the maximum before the cropper sees them
-(FACTS 12.3). A plan is a pure function of the lengths, the configuration, the seed and the epoch, so any epoch can be made
-again and entered anywhere: that is what makes exact resuming simple.
+Crop first, then bucket by length: fairseq2's batcher would drop utterances over the maximum before the cropper sees
+them (FACTS 12.3). A plan is a pure function of the lengths, the configuration, the seed and the epoch, so any epoch
+can be made again and entered anywhere: that is what makes exact resuming simple.
 
 Everything is counted in frames; crops start and end on the frame clock.
 """
@@ -33,9 +33,9 @@ class BatchConfig(Validatable):
     """Shorter utterances are left out (fairseq ``min_sample_size`` 32,000 samples)."""
 
     length: Literal["bucket", "shortest", "pad"] = "bucket"
-    """``bucket``: cut each utterance to the next lower of a fixed set of lengths: no padding, few shapes, and what is cut
-    does not depend on the neighbours. ``shortest``: cut to the shortest of the batch, as fairseq. ``pad``: cut nothing
-    but to ``max_seconds``, pad with zeros."""
+    """``bucket``: cut each utterance to the next lower of a fixed set of lengths: no padding, few shapes, and what is
+    cut does not depend on the neighbours. ``shortest``: cut to the shortest of the batch, as fairseq. ``pad``: cut
+    nothing but to ``max_seconds``, pad with zeros."""
 
     bucket_growth: float = 1.08
     """The ratio of neighbouring bucket lengths."""
@@ -90,7 +90,8 @@ def max_frames(config: BatchConfig) -> int:
 
 
 def bucket_lengths(shortest: int, longest: int, growth: float) -> NDArray[np.int64]:
-    """Return the bucket lengths, in frames, from ``shortest`` up to ``longest``, each ``growth`` times the one before."""
+    """Return the bucket lengths, in frames, from ``shortest`` up to ``longest``, each ``growth`` times the one
+    before."""
     lengths = [longest]
 
     while lengths[-1] > shortest:

@@ -25,8 +25,9 @@ _SHUFFLE_STREAM = 3
 class HubertDataReader(DataReader[HubertBatch]):
     """Reads the batches of one split.
 
-    An epoch's batches are planned anew from (seed, epoch), and rank r of W takes batches r, r + W, …; so its whole state
-    is the epoch and the number of batches that were delivered. W ranks see what one rank sees that accumulates W batches.
+    An epoch's batches are planned anew from (seed, epoch), and rank r of W takes batches r, r + W, …; so its whole
+    state is the epoch and the number of batches that were delivered. W ranks see what one rank sees that accumulates W
+    batches.
     """
 
     def __init__(

@@ -1,14 +1,30 @@
-"""From label sets to target heads: heads are data (DESIGN, decision 3)."""
+"""From label sets to target heads: heads are data (DESIGN, decision 3); and checks of the section ``model``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from fairseq2.models.family import ModelFamily
 from fairseq2.recipe.config import ModelSection
+from fairseq2.runtime.dependency import DependencyResolver
 
 from hubert_plugin.errors import ConfigError
-from hubert_plugin.registry import LabelSetSpec
+from hubert_plugin.registry import LabelSetSpec, unknown_name_error
+
+
+def check_architecture(resolver: DependencyResolver, section: ModelSection) -> None:
+    """Check ``model.arch``; fairseq2 says that it is not known, but not what is.
+
+    :raises ConfigError: The family has no such architecture.
+    """
+    if section.name is not None or section.family is None or section.arch is None:
+        return
+
+    family = resolver.maybe_resolve(ModelFamily, key=section.family)
+
+    if family is not None and section.arch not in (archs := family.get_archs()):
+        raise unknown_name_error(f"architecture of the model family '{section.family}'", section.arch, sorted(archs))
 
 
 def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) -> None:

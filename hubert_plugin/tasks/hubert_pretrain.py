@@ -148,7 +148,7 @@ class HubertPretrainTask(HubertTask):
 
             splits[name] = _Split(manifest, labels, _labelled_frames(manifest, labels))
 
-        self._check_sizes_agree(splits)
+        self._check_splits_agree(splits)
 
         self._splits = splits
 
@@ -206,16 +206,27 @@ class HubertPretrainTask(HubertTask):
 
         return manifest_dir, label_dir, [name]
 
-    def _check_sizes_agree(self, splits: dict[str, _Split]) -> None:
+    def _check_splits_agree(self, splits: dict[str, _Split]) -> None:
         train = splits[self._section.train_split]
 
         for name, split in splits.items():
             for ours, theirs in zip(train.labels, split.labels, strict=True):
                 if ours.spec != theirs.spec:
                     raise LabelError(
-                        f"The label set '{ours.spec.name}' has {ours.spec.size} units at {ours.spec.rate} Hz in the split "
+                        f"The label set '{ours.spec.name}' has {ours.spec.size} units at {ours.spec.rate} Hz in "
+                        f"the split "
                         f"'{self._section.train_split}', but {theirs.spec.size} at {theirs.spec.rate} Hz in '{name}'. "
                         "Label both splits with one unit model."
+                    )
+
+                made_by = [(labels.provenance or {}).get("unit_model_fingerprint") for labels in (ours, theirs)]
+
+                if None not in made_by and made_by[0] != made_by[1]:
+                    # Unit 7 of one k-means has nothing to do with unit 7 of another (FACTS, trap T32).
+                    raise LabelError(
+                        f"The labels '{ours.spec.name}' come from the unit model {made_by[0]} in the split "
+                        f"'{self._section.train_split}', but from {made_by[1]} in '{name}'. Label both splits with one "
+                        "unit model."
                     )
 
     def create_readers(self, *, normalize_audio: bool = False, num_accumulate: int = 1) -> PretrainReaders:  # type: ignore[override]
@@ -301,7 +312,8 @@ class HubertPretrainTask(HubertTask):
                 f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields {num_batches} batches a rank "
                 f"and epoch, but an update needs {num_accumulate}: it has {len(split.manifest)} utterances, and "
                 f"`task.config.batching` asks for batches of {self._config.batching.batch_seconds:g} s from utterances "
-                f"of at least {self._config.batching.min_seconds:g} s. Lower them, or `grad_accumulation`, or add audio."
+                f"of at least {self._config.batching.min_seconds:g} s. Lower them, or `grad_accumulation`, or "
+                f"add audio."
             )
 
 

@@ -23,8 +23,8 @@ from hubert_plugin.errors import CheckpointError, OutputDirError, format_problem
 def register_output_guard(container: DependencyContainer, *, identity: Sequence[str]) -> None:
     """Refuse an output folder that holds another run, before anything is written into it.
 
-    :param identity: The configuration sections that make a run what it is: they may not change while it has checkpoints.
-        Everything else (steps, learning rate, ranks, …) may.
+    :param identity: The configuration sections that make a run what it is: they may not change while it has
+        checkpoints. Everything else (steps, learning rate, …) may.
     """
 
     def create(resolver: DependencyResolver) -> _OutputDirectoryCreator:
@@ -66,7 +66,8 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
         if not file.is_file():
             if _step_dirs(path):
                 raise OutputDirError(
-                    f"The output folder '{path}' holds checkpoints, but no config.yaml that says of what. Choose another."
+                    f"The output folder '{path}' holds checkpoints, but no config.yaml that says of what. "
+                    f"Choose another."
                 )
 
             return
@@ -137,32 +138,50 @@ def _step_dirs(output_dir: Path) -> dict[int, Path]:
     return {int(p.name[5:]): p for p in dirs if re.fullmatch(r"step_\d+", p.name) and p.is_dir()}
 
 
-def check_last_checkpoint(output_dir: Path) -> None:
+def check_last_checkpoint(output_dir: Path, world_size: int) -> None:
     """Check that the checkpoint from which the run would be resumed is whole.
 
-    :raises CheckpointError: A file of it is missing its end.
+    :param world_size: The number of processes that run now.
+    :raises CheckpointError: A file of it is missing or is missing its end, or another number of processes wrote it.
     """
-    steps = _step_dirs(output_dir)
+    # Without the trainer's state a checkpoint is a model only, from which nothing is resumed.
+    steps = {step: path for step, path in _step_dirs(output_dir).items() if (path / "trainer").is_dir()}
 
     if not steps:
         return
 
     last = max(steps)
 
-    for file in sorted(steps[last].rglob("*.pt")):
-        # PyTorch's files are zip archives, whose directory stands at the end: a file that was cut off has none.
-        if zipfile.is_zipfile(file):
-            continue
+    others = sorted(steps.keys() - {last})
 
-        others = sorted(steps.keys() - {last})
+    if others:
+        advice = f"Delete the folder '{steps[last]}' to go on from step {others[-1]}."
+    else:
+        advice = f"There is no earlier one; delete the folder '{steps[last]}' to start anew."
 
-        if others:
-            advice = f"Delete the folder '{steps[last]}' to go on from step {others[-1]}."
-        else:
-            advice = f"There is no earlier one; delete the folder '{steps[last]}' to start anew."
+    for part in ("trainer", "model", "optimizer", "data_reader"):
+        files = sorted((steps[last] / part).rglob("*.pt"))
 
+        if not files:
+            raise CheckpointError(
+                f"The checkpoint of step {last} is damaged: there are no files in '{steps[last] / part}'. {advice}"
+            )
+
+        for file in files:
+            # PyTorch's files are zip archives, whose directory stands at the end: a file that was cut off has none.
+            if not zipfile.is_zipfile(file):
+                raise CheckpointError(
+                    f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) is cut off. "
+                    f"{advice}"
+                )
+
+    num_ranks = len(list((steps[last] / "trainer").glob("rank_*.pt")))
+
+    if num_ranks != world_size:
         raise CheckpointError(
-            f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) is cut off. {advice}"
+            f"The checkpoint of step {last} in '{output_dir}' was written by {num_ranks} "
+            f"{'process' if num_ranks == 1 else 'processes'}, but {world_size} {'runs' if world_size == 1 else 'run'} "
+            "now. Each has its own place in the data: go on with the same number, or start anew in another folder."
         )
 
 

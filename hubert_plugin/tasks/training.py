@@ -25,8 +25,10 @@ class TrainingTask(Task):
 
     def __init__(self, trainer: Trainer, gangs: Gangs, report: Report | None) -> None:
         self._trainer = trainer
-        self._gangs = gangs
         self._report = report
+
+        # Asked now: the trainer closes the gangs when it is done.
+        self._is_first = gangs.root.rank == 0
 
     @override
     def run(self) -> None:
@@ -39,7 +41,7 @@ class TrainingTask(Task):
 
             raise error from ex
 
-        if self._report is not None and self._gangs.root.rank == 0:
+        if self._report is not None and self._is_first:
             self._report()
 
     @override
@@ -73,7 +75,8 @@ def find_storage_error(ex: BaseException) -> HubertError | None:
             where = f" '{cause.filename}'" if isinstance(cause, OSError) and cause.filename else ""
 
             return StorageError(
-                f"A file{where} of the run could not be written: {reason}. The last complete checkpoint is untouched; free "
+                f"A file{where} of the run could not be written: {reason}. The last complete checkpoint is "
+                f"untouched; free "
                 "space, then run the same command again to go on from it."
             )
 

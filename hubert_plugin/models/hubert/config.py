@@ -68,7 +68,8 @@ class HubertConfig(Validatable):
     """``post``: layer normalisation after each sub-layer (base); ``pre``: before it, and once after the last layer."""
 
     conv_layers: list[ConvDesc] = field(default_factory=_default_conv_layers)
-    """Output channels, kernel size and stride of each convolution. Total stride and receptive field must be 320, 400."""
+    """Output channels, kernel size and stride of each convolution. Total stride and receptive field must be 320,
+    400."""
 
     conv_bias: bool = False
     """If true, the convolutions have biases."""

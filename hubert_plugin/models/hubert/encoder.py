@@ -1,8 +1,8 @@
 """The Transformer: an encoder loop with taps, early exit and layer drop.
 
 fairseq2's layers are used as they are; only the loop is our own, because fairseq2's hooks cannot stop the encoder, and
-raise while LayerDrop is on (FACTS 12.4). Layer L is the output of block L, 1-based, without the final norm; layer 0 is the
-input of block 1 (DESIGN, decision 6).
+raise while LayerDrop is on (FACTS 12.4). Layer L is the output of block L, 1-based, without the final norm; layer 0 is
+the input of block 1 (DESIGN, decision 6).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From waveforms to the input of the first Transformer layer.
 
 The order is fairseq's (``hubert.py:443-476``, ``wav2vec2.py:1093-1115``): convolutions, gradient scaling, feature
-penalty, layer norm, projection, dropout, time mask, zeroed padding, positional convolution, layer norm (post-norm models
-only), dropout. Parameter names are those of fairseq2's wav2vec 2.0 front-end.
+penalty, layer norm, projection, dropout, time mask, zeroed padding, positional convolution, layer norm (post-norm
+models only), dropout. Parameter names are those of fairseq2's wav2vec 2.0 front-end.
 
 Letters: N utterances, n samples, T frames, C channels of the convolutions, M model dimension.
 """
@@ -19,45 +19,43 @@ from fairseq2.nn import BatchLayout, Linear, StandardLayerNorm
 from fairseq2.nn.utils.grad import scale_grad
 from torch import Tensor
 from torch.nn import Dropout, GroupNorm, Module, ModuleList, Parameter
-from torch.nn.functional import gelu, group_norm, layer_norm
+from torch.nn.functional import gelu, group_norm, layer_norm, pad
 from typing_extensions import override
 
+from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import ConvDesc
+from hubert_plugin.models.hubert.conv import strided_conv
 
 
 @final
 class UtteranceGroupNorm(GroupNorm):
-    """Normalises each channel over time, in float32, over valid samples only where the batch is padded.
+    """Normalises each channel over time, in float32, over valid positions only where the batch is padded.
 
     fairseq's ``Fp32GroupNorm(C, C)`` takes padded samples into its statistics, so that an utterance gives other results
     in a padded batch than alone (trap T4). With ``num_valid`` the statistics are those of the utterance alone.
     """
 
     @override
-    def forward(self, x: Tensor, num_valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, num_valid: Sequence[int] | None = None) -> Tensor:
         """
         :param x: *Shape:* (N, C, S).
-        :param num_valid: The number of valid positions of each row. *Shape:* (N). ``None``: all.
+        :param num_valid: The number of valid positions of each utterance; ``None``: all.
         """
-        weight, bias = self.weight, self.bias
-
         if num_valid is None:
-            # One group per channel; PyTorch accumulates the statistics in float32 also for half-precision inputs.
-            return group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
+            # PyTorch keeps the statistics in float32 for half-precision inputs too.
+            return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
         y = x.float()
 
-        valid = torch.arange(x.size(2), device=x.device) < num_valid[:, None]  # (N, S)
+        counts = torch.tensor(num_valid).to(x.device, non_blocking=True)[:, None, None]
 
-        valid = valid[:, None, :]  # (N, 1, S)
+        valid = torch.arange(x.size(2), device=x.device) < counts  # (N, 1, S)
 
-        count = num_valid[:, None, None].clamp(min=1).to(y.dtype)
+        mean = (y * valid).sum(dim=2, keepdim=True) / counts
 
-        mean = (y * valid).sum(dim=2, keepdim=True) / count
+        var = ((y - mean).square() * valid).sum(dim=2, keepdim=True) / counts
 
-        var = ((y - mean).square() * valid).sum(dim=2, keepdim=True) / count
-
-        y = (y - mean) * torch.rsqrt(var + self.eps) * weight.float()[:, None] + bias.float()[:, None]
+        y = (y - mean) * torch.rsqrt(var + self.eps) * self.weight.float()[:, None] + self.bias.float()[:, None]
 
         return y.to(x.dtype)
 
@@ -79,24 +77,30 @@ class ConvLayer(Module):
         self.register_module("group_norm", UtteranceGroupNorm(output_dim, output_dim) if norm == "group" else None)
         self.register_module("layer_norm", StandardLayerNorm(output_dim, bias=True) if norm == "layer" else None)
 
-    def forward(self, seqs: Tensor, num_valid: Tensor | None = None) -> Tensor:
-        """Map (N, C_in, S_in) to (N, C_out, S_out)."""
-        seqs = self.conv(seqs)
-
-        if self.group_norm is not None:
-            seqs = self.group_norm(seqs, num_valid)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (R, C_in) to (R / stride, C_out): all utterances one after another, frames first (``conv.py``)."""
+        rows = strided_conv(rows, self.conv.weight, self.conv.bias, self.conv.stride[0])
 
         if self.layer_norm is not None:
             norm = self.layer_norm
 
-            seqs = seqs.transpose(1, 2)
+            assert norm.weight is not None and norm.bias is not None
 
-            # Float32, as fairseq's Fp32LayerNorm.
-            seqs = layer_norm(seqs.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(seqs.dtype)
+            # Statistics in float32, as fairseq's Fp32LayerNorm; PyTorch's kernel keeps them so for half precision.
+            weight, bias = norm.weight.to(rows.dtype), norm.bias.to(rows.dtype)
 
-            seqs = seqs.transpose(1, 2)
+            rows = layer_norm(rows, norm.normalized_shape, weight, bias, norm.eps)
 
-        return gelu(seqs)
+        return gelu(rows)
+
+    def forward_over_time(self, waveforms: Tensor, num_valid: Sequence[int] | None) -> Tensor:
+        """Map (N, n) to (N, C, S), channels first: what group normalisation over time works on fastest.
+
+        :param num_valid: The number of output positions of each utterance that count; ``None``: all.
+        """
+        assert self.group_norm is not None
+
+        return gelu(self.group_norm(self.conv(waveforms.unsqueeze(1)), num_valid))
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -104,7 +108,7 @@ class ConvLayer(Module):
 
 @final
 class ConvFeatureExtractor(Module):
-    """The convolutions: one 512-channel vector per 20 ms (FACTS 1.1)."""
+    """The convolutions: one vector of 512 channels per 20 ms (FACTS 1.1), frames first throughout."""
 
     layers: ModuleList
 
@@ -126,7 +130,6 @@ class ConvFeatureExtractor(Module):
 
         self.layers = ModuleList()
 
-        self.layer_descs = [tuple(d) for d in layer_descs]
         self.grad_scale = grad_scale
         self.include_padding = include_padding
 
@@ -141,11 +144,13 @@ class ConvFeatureExtractor(Module):
 
         self.output_dim = input_dim
 
+        _, self._first_kernel, self._first_stride = layer_descs[0]
+
     def forward(self, waveforms: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
         """
         :param waveforms: *Shape:* (N, n).
         :param num_samples: The length of each row; ``None``: no row is padded.
-        :returns: *Shape:* (N, C, T).
+        :returns: *Shape:* (N, T, C).
         """
         if self.grad_scale == 0.0:
             with torch.no_grad():
@@ -159,21 +164,39 @@ class ConvFeatureExtractor(Module):
         return seqs
 
     def _convolve(self, waveforms: Tensor, num_samples: Sequence[int] | None) -> Tensor:
-        seqs = waveforms.unsqueeze(1)  # (N, 1, n)
+        batch_size, width = waveforms.shape
 
-        num_valid = None
+        num_frames = frames.num_frames(width)
 
-        if num_samples is not None and not self.include_padding:
-            _, kernel_size, stride = self.layer_descs[0]
+        # Two frames more than needed: every stride then divides the rows that are left, and nothing that a valid frame
+        # or group normalisation sees is cut off.
+        num_rows = (num_frames + 2) * frames.STRIDE
 
-            num_valid = torch.tensor([(n - kernel_size) // stride + 1 for n in num_samples])
+        first = self.layers[0]
 
-            num_valid = num_valid.to(seqs.device, non_blocking=True)
+        assert isinstance(first, ConvLayer)
 
-        for idx, layer in enumerate(self.layers):
-            seqs = layer(seqs, num_valid if idx == 0 else None)
+        if first.group_norm is not None:
+            num_valid = (
+                None if num_samples is None or self.include_padding else [self._num_first(n) for n in num_samples]
+            )
 
-        return seqs
+            seqs = first.forward_over_time(waveforms, num_valid).transpose(1, 2)
+
+            seqs = pad(seqs, (0, 0, 0, num_rows // self._first_stride - seqs.size(1)))
+
+            rows = seqs.flatten(0, 1)
+        else:
+            rows = first(pad(waveforms, (0, num_rows - width)).view(-1, 1))
+
+        for layer in self.layers[1:]:
+            rows = layer(rows)
+
+        return rows.unflatten(0, (batch_size, num_frames + 2))[:, :num_frames]
+
+    def _num_first(self, num_samples: int) -> int:
+        """Return the number of outputs of the first convolution."""
+        return (num_samples - self._first_kernel) // self._first_stride + 1
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -245,12 +268,12 @@ class HubertFrontend(Module):
         self.dropout = Dropout(dropout_p)
 
     def extract(self, waveforms: Tensor, num_samples: Sequence[int] | None) -> Tensor:
-        """Return the convolutions' output. *Shape:* (N, C, T)."""
+        """Return the convolutions' output. *Shape:* (N, T, C)."""
         return self.feature_extractor(waveforms, num_samples)
 
     def project(self, features: Tensor) -> Tensor:
-        """Normalise and project the convolutions' output (N, C, T) to *shape* (N, T, M), ready for masking."""
-        seqs = self.post_extract_layer_norm(features.transpose(1, 2))
+        """Normalise and project the convolutions' output (N, T, C) to *shape* (N, T, M), ready for masking."""
+        seqs = self.post_extract_layer_norm(features)
 
         if self.model_dim_proj is not None:
             seqs = self.model_dim_proj(seqs)

@@ -43,8 +43,8 @@ def load_hubert(
 ) -> HubertModel:
     """Load a HuBERT, in evaluation mode.
 
-    :param source: The output folder of a training run, its ``checkpoints`` or ``step_N`` folder, a fairseq ``.pt`` file,
-        or the name of an asset card.
+    :param source: The output folder of a training run, its ``checkpoints`` or ``step_N`` folder, a fairseq ``.pt``
+        file, or the name of an asset card.
     :param step: Which checkpoint of a run folder; ``best`` is the one with the highest validation score.
     :raises CheckpointError: Nothing usable is found; says what was looked for.
     """
@@ -157,7 +157,8 @@ def _load_file(path: Path) -> HubertModel:
     if not isinstance(state_dict, Mapping) or not is_fairseq_state_dict(state_dict):
         raise CheckpointError(
             f"'{path}' is not a fairseq HuBERT pretraining checkpoint: its entry 'model' with the keys "
-            f"'encoder.pos_conv.0.bias' and 'feature_extractor.conv_layers.0.0.weight' was looked for, but its entries are "
+            f"'encoder.pos_conv.0.bias' and 'feature_extractor.conv_layers.0.0.weight' was looked for, but its "
+            f"entries are "
             f"{', '.join(sorted(map(str, content))[:10])}."
         )
 

@@ -53,7 +53,7 @@ class HubertFeatures:
     """The outputs of the layers that were asked for. *Shape of each:* (N, T, M)."""
 
     conv_features: Tensor | None = None
-    """The output of the convolutions. *Shape:* (N, C, T)."""
+    """The output of the convolutions. *Shape:* (N, T, C)."""
 
 
 @final
@@ -170,8 +170,8 @@ class HubertModel(Module):
 
         :param waveforms: Mono waveforms at 16 kHz. *Shape of each:* (n,). Where the model was trained on normalised
             audio, each is normalised here.
-        :param layer: The layer, 1-based, whose output is returned, without final norm; later layers do not run. 0 is the
-            input of the first layer. ``None``: the model's output, after the final norm of pre-norm models.
+        :param layer: The layer, 1-based, whose output is returned, without final norm; later layers do not run. 0 is
+            the input of the first layer. ``None``: the model's output, after the final norm of pre-norm models.
         :param max_batch_seconds: The seconds of audio, padding included, that are computed at once.
         :returns: *Shape of each:* (T, M), on the model's device, in waveform order.
         :raises AudioError: A waveform has fewer than 400 samples or more than one dimension.

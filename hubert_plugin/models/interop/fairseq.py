@@ -37,8 +37,8 @@ KEY_TABLE: Final[Sequence[tuple[str, str]]] = (
     (rf"^{_LAYER}fc2\.", r"encoder.layers.\1.ffn.output_proj."),
     (rf"^{_LAYER}final_layer_norm\.", r"encoder.layers.\1.ffn_layer_norm."),
 )  # fmt: skip
-"""Patterns of fairseq's names and what they are here. The encoder's norm, the projections and the label embeddings depend
-on the configuration and are handled in the functions below."""
+"""Patterns of fairseq's names and what they are here. The encoder's norm, the projections and the label embeddings
+depend on the configuration and are handled in the functions below."""
 
 INVERSE_KEY_TABLE: Final[Sequence[tuple[str, str]]] = (
     (r"^masker\.temporal_mask_embed$", r"mask_emb"),
@@ -70,8 +70,8 @@ def import_fairseq_state_dict(
 ) -> dict[str, Tensor]:
     """Return fairseq's parameters under this package's names, the special rows dropped.
 
-    :param keep_special_rows: If true, the four rows stay, ``config.heads`` counts them, and unit *u* is class *u* + 4: the
-        softmax then has fairseq's never-positive negatives and its loss, to the last digit.
+    :param keep_special_rows: If true, the four rows stay, ``config.heads`` counts them, and unit *u* is class *u* + 4:
+        the softmax then has fairseq's never-positive negatives and its loss, to the last digit.
     :raises CheckpointError: A key is not known, or the label embeddings do not have the rows that ``config`` implies.
     """
     result: dict[str, Tensor] = {}

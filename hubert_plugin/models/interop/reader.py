@@ -41,14 +41,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(ex).splitlines()[0]
 
         raise CheckpointError(
-            f"The checkpoint '{path}' cannot be read safely: it is damaged, or it holds objects that are neither tensors "
+            f"The checkpoint '{path}' cannot be read safely: it is damaged, or it holds objects that are "
+            f"neither tensors "
             f"nor plain data ({reason})."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as ex:
         reason = str(ex).splitlines()[0] if str(ex) else type(ex).__name__
 
         raise CheckpointError(
-            f"The checkpoint '{path}' ({path.stat().st_size:,} bytes) cannot be read: it is cut off or damaged ({reason}). "
+            f"The checkpoint '{path}' ({path.stat().st_size:,} bytes) cannot be read: it is cut off or damaged "
+            f"({reason}). "
             "Copy it again, or use another one."
         ) from None
 

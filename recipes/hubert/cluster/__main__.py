@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from fairseq2.recipe.cli import main
-
-from hubert_plugin.recipes.hubert.cluster.recipe import ClusterRecipe
+from hubert_plugin.cli import run_recipe
 
 if __name__ == "__main__":
-    main(ClusterRecipe())
+    run_recipe(__package__, "recipe:ClusterRecipe")

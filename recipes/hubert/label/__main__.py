@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from fairseq2.recipe.cli import main
-
-from hubert_plugin.recipes.hubert.label.recipe import LabelRecipe
+from hubert_plugin.cli import run_recipe
 
 if __name__ == "__main__":
-    main(LabelRecipe())
+    run_recipe(__package__, "recipe:LabelRecipe")

@@ -15,8 +15,12 @@ from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
-from hubert_plugin.tasks.heads import set_target_heads
-from hubert_plugin.tasks.output_dir import check_last_checkpoint, register_output_guard
+from hubert_plugin.tasks.heads import check_architecture, set_target_heads
+from hubert_plugin.tasks.output_dir import (
+    check_last_checkpoint,
+    register_output_guard,
+    remove_unfinished_checkpoints,
+)
 from hubert_plugin.tasks.report import PretrainReport
 from hubert_plugin.tasks.training import TrainingTask
 
@@ -33,7 +37,10 @@ class HubertPretrainRecipe(Recipe):
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertPretrainConfig)
 
-        check_last_checkpoint(context.output_dir)
+        check_last_checkpoint(context.output_dir, context.gangs.root.size)
+
+        if context.gangs.root.rank == 0:
+            remove_unfinished_checkpoints(context.output_dir)
 
         # The data first: its label sets say the sizes of the target heads.
         task_builder: Any = create_component(context.resolver, HubertTask, config.task.name, config.task.config)  # type: ignore[type-abstract]
@@ -43,7 +50,11 @@ class HubertPretrainRecipe(Recipe):
 
         task = task_builder(context, dataset_section, config.common.seed)
 
-        set_target_heads(context.resolver.resolve(ModelSection), task.label_sets())
+        model_section = context.resolver.resolve(ModelSection)
+
+        check_architecture(context.resolver, model_section)
+
+        set_target_heads(model_section, task.label_sets())
 
         dp_model = context.get_data_parallel_model()
 
