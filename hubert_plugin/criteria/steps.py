@@ -45,7 +45,8 @@ class TrainStep(TrainUnit[Any]):
 
         values["data_wait_seconds"] = self._read_wait_seconds()
 
-        if self._trainer is None:
+        # Criteria of other packages need not count audio.
+        if self._trainer is None or "audio_seconds" not in values:
             return
 
         # fairseq2 publishes these two itself, but only after this hook.

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 from fairseq2.logging import log
-from fairseq2.recipe.base import RecipeContext
 
 from hubert_plugin import frames
 from hubert_plugin.analysis.layers import Utterances, compare_units, layer_quality
 from hubert_plugin.audio import read_waveform
 from hubert_plugin.criteria.steps import EvalStep
+from hubert_plugin.data.dataset import HubertDatasetSection
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.demo import frame_phones, read_alignment
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
 
-if TYPE_CHECKING:
-    from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
+
+@dataclass(kw_only=True)
+class ReportSection:
+    """What is told when training has ended."""
+
+    enabled: bool = True
+    """If true, the run ends with a few lines on what was learned, also written to OUT/report.json."""
+
+    fit_minutes: float = 10.0
+    """The minutes of training audio whose layer features are clustered (corpora with phone times only)."""
 
 
 @final
@@ -29,20 +39,22 @@ class PretrainReport:
 
     def __init__(
         self,
-        context: RecipeContext,
-        config: HubertPretrainConfig,
+        output_dir: Path,
+        section: ReportSection,
+        dataset_section: HubertDatasetSection,
         task: HubertPretrainTask,
         model: HubertModel,
         eval_step: EvalStep,
     ) -> None:
-        self._context = context
-        self._config = config
+        self._output_dir = output_dir
+        self._fit_minutes = section.fit_minutes
+        self._dataset_section = dataset_section
         self._task = task
         self._model = model
         self._eval_step = eval_step
 
     def __call__(self) -> None:
-        file = self._context.output_dir / "report.json"
+        file = self._output_dir / "report.json"
 
         if self._eval_step.last_values:
             report = self._measure()
@@ -58,7 +70,7 @@ class PretrainReport:
             log.info("{}", line)
 
     def _measure(self) -> dict[str, Any]:
-        section = self._config.dataset
+        section = self._dataset_section
 
         values = self._eval_step.last_values
 
@@ -85,7 +97,7 @@ class PretrainReport:
 
     def _measure_units(self) -> dict[str, Any]:
         """Compare units of every layer with those of MFCC, at equal K, on speakers that training never heard."""
-        section = self._config.dataset
+        section = self._dataset_section
 
         assert section.valid_split is not None
 
@@ -127,20 +139,20 @@ class PretrainReport:
         }
 
     def _utterances(self, manifest: Manifest, indices: Any) -> Utterances:
-        policy = self._config.dataset.audio_policy(normalize=self._model.config.normalize_audio)
+        policy = self._dataset_section.audio_policy(normalize=self._model.config.normalize_audio)
 
         return Utterances(manifest.ids, lambda i: read_waveform(manifest.root, manifest.ids[i], policy), list(indices))
 
     def _sample(self, manifest: Manifest) -> list[int]:
         """Return utterances, drawn at random from a fixed seed, of ``report.fit_minutes`` in all."""
-        order = np.random.default_rng(self._config.dataset.label_making.seed).permutation(len(manifest))
+        order = np.random.default_rng(self._dataset_section.label_making.seed).permutation(len(manifest))
 
         seconds = np.cumsum(manifest.sizes[order]) / frames.SAMPLE_RATE
 
-        return [int(i) for i in order[: int(np.searchsorted(seconds, self._config.report.fit_minutes * 60)) + 1]]
+        return [int(i) for i in order[: int(np.searchsorted(seconds, self._fit_minutes * 60)) + 1]]
 
     def _lines(self, report: dict[str, Any]) -> list[str]:
-        output_dir = self._context.output_dir
+        output_dir = self._output_dir
 
         lines = []
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from fairseq2.models.transformer import (
-    IdentityBias,
     StandardFeedForwardNetwork,
     StandardMultiheadAttention,
     StandardTransformerEncoderLayer,
     TransformerEncoderLayer,
     TransformerNormOrder,
-    create_default_sdpa,
 )
 from fairseq2.models.wav2vec2.position_encoder import Wav2Vec2PositionEncoder
 from fairseq2.nn import Linear, StandardLayerNorm, init_bert_projection
@@ -18,6 +16,7 @@ from fairseq2.runtime.dependency import DependencyNotFoundError, DependencyResol
 from torch.nn import GELU
 
 from hubert_plugin.errors import ConfigError
+from hubert_plugin.models.hubert.attention import HubertSDPA
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
 from hubert_plugin.models.hubert.encoder import HubertEncoder
 from hubert_plugin.models.hubert.frontend import ConvFeatureExtractor, HubertFrontend, MaskEmbedding
@@ -88,7 +87,7 @@ class HubertFactory:
     def create_encoder_layer(self) -> TransformerEncoderLayer:
         config = self._config
 
-        sdpa = create_default_sdpa(IdentityBias(), dropout_p=config.attn_dropout_p)
+        sdpa = HubertSDPA(dropout_p=config.attn_dropout_p)
 
         self_attn = StandardMultiheadAttention(
             config.model_dim,

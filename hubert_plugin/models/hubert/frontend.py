@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import ConvDesc
-from hubert_plugin.models.hubert.conv import strided_conv
+from hubert_plugin.models.hubert.conv import contiguous_grad, strided_conv
 
 
 @final
@@ -100,7 +100,9 @@ class ConvLayer(Module):
         """
         assert self.group_norm is not None
 
-        return gelu(self.group_norm(self.conv(waveforms.unsqueeze(1)), num_valid))
+        seqs = gelu(self.group_norm(self.conv(waveforms.unsqueeze(1)), num_valid))
+
+        return contiguous_grad(seqs)
 
     if TYPE_CHECKING:
         __call__ = forward

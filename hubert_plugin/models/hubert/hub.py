@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import torch
-from fairseq2.assets import AssetStore
+from fairseq2.assets import AssetCardError, AssetCardNotValidError, AssetDownloadError, AssetStore
 from fairseq2.data_type import DataType
 from fairseq2.device import Device
+from fairseq2.error import OperationalError
 from fairseq2.gang import create_fake_gangs
-from fairseq2.models.family import ModelFamily
+from fairseq2.models.family import ModelFamily, ModelGatedError
 from fairseq2.models.hub import ModelHubAccessor
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import StructureError, ValueConverter
@@ -184,9 +186,7 @@ def _load_card(name: str, device: Device, dtype: DataType) -> HubertModel:
     card = store.maybe_retrieve_card(name)
 
     if card is None:
-        family_cards = [c.name for c in store.find_cards("model_family", HUBERT_FAMILY)]
-
-        near = get_close_matches(name, family_cards, n=3, cutoff=0.4)
+        near = get_close_matches(name, _family_cards(store), n=3, cutoff=0.4)
 
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
@@ -196,11 +196,44 @@ def _load_card(name: str, device: Device, dtype: DataType) -> HubertModel:
 
     gangs = create_fake_gangs(device)
 
-    model = family.load_model(card, gangs, dtype, config=None, load_rank0_only=False, mmap=False)
+    try:
+        model = family.load_model(card, gangs, dtype, config=None, load_rank0_only=False, mmap=False)
+    except AssetDownloadError as ex:
+        raise CheckpointError(
+            f"The checkpoint of the asset card '{name}' cannot be downloaded: {_first_lines(ex)} Without a connection, "
+            "download it elsewhere and give `load_hubert` the path of the file."
+        ) from ex
+    except (AssetCardError, ModelGatedError, OperationalError, OSError, ValueError, RuntimeError, EOFError) as ex:
+        raise CheckpointError(
+            f"The checkpoint of the asset card '{name}' cannot be loaded; it may be cut off or damaged: {_first_lines(ex)}"
+        ) from ex
 
     assert isinstance(model, HubertModel)
 
     return model.eval()
+
+
+def _first_lines(ex: BaseException) -> str:
+    """Return what an error and its cause say, a line each."""
+    texts = [str(e) or type(e).__name__ for e in (ex, ex.__cause__) if e is not None]
+
+    return " ".join(t.partition("\n")[0] for t in texts)
+
+
+def _family_cards(store: AssetStore) -> list[str]:
+    """Return the names of the cards of the family. One card that is damaged does not hide the others."""
+    names = []
+
+    for name in sorted({n.partition("@")[0] for n in store.asset_names}):
+        with suppress(AssetCardError, AssetCardNotValidError):
+            card = store.maybe_retrieve_card(name)
+
+            field = card.maybe_get_field("model_family") if card is not None else None
+
+            if field is not None and field.value == HUBERT_FAMILY:
+                names.append(name)
+
+    return names
 
 
 def _build(config: HubertConfig, state_dict: Mapping[str, object], path: Path) -> HubertModel:

@@ -27,17 +27,7 @@ from hubert_plugin.data.plan import BatchConfig
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY
 from hubert_plugin.registry import CriterionSection, TaskSection
 from hubert_plugin.tasks.hubert_pretrain import HUBERT_PRETRAIN, HubertPretrainTaskConfig
-
-
-@dataclass(kw_only=True)
-class ReportSection:
-    """What is told when training has ended."""
-
-    enabled: bool = True
-    """If true, the run ends with a few lines on what was learned, also written to OUT/report.json."""
-
-    fit_minutes: float = 10.0
-    """The minutes of training audio whose layer features are clustered (corpora with phone times only)."""
+from hubert_plugin.tasks.report import ReportSection
 
 
 @dataclass(kw_only=True)
@@ -83,7 +73,7 @@ class HubertPretrainConfig:
     optimizer: OptimizerSection = field(
         default_factory=lambda: OptimizerSection(
             name=ADAMW_OPTIMIZER,
-            config=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
+            config=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, impl="fused"),
         )
     )
 

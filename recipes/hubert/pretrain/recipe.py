@@ -16,6 +16,7 @@ from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.heads import check_architecture, set_target_heads
+from hubert_plugin.tasks.memory import keep_freed_memory
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
     register_output_guard,
@@ -41,6 +42,9 @@ class HubertPretrainRecipe(Recipe):
 
         if context.gangs.root.rank == 0:
             remove_unfinished_checkpoints(context.output_dir)
+
+        if context.device.type == "cpu":
+            keep_freed_memory()
 
         # The data first: its label sets say the sizes of the target heads.
         task_builder: Any = create_component(context.resolver, HubertTask, config.task.name, config.task.config)  # type: ignore[type-abstract]
@@ -86,7 +90,10 @@ class HubertPretrainRecipe(Recipe):
 
         train_step.observe(trainer)
 
-        report = PretrainReport(context, config, task, model, eval_step) if config.report.enabled else None
+        report = None
+
+        if config.report.enabled:
+            report = PretrainReport(context.output_dir, config.report, dataset_section, task, model, eval_step)
 
         return TrainingTask(trainer, context.gangs, report)
 
