@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -220,12 +220,37 @@ class ComponentSection(SupportsStructure):
     def structure(self, resolver: DependencyResolver) -> None:
         manager = resolver.resolve(ComponentManager)
 
+        config = _without_leftovers(resolver, self.component_kls, self.name, self.config)
+
         try:
-            self.config = manager.structure_component_config(self.component_kls, self.name, self.config)
+            self.config = manager.structure_component_config(self.component_kls, self.name, config)
         except ComponentNotKnownError:
             raise unknown_name_error(
                 self.component_kls.__name__, self.name, known_names(resolver, self.component_kls)
             ) from None
+
+
+def _without_leftovers(resolver: DependencyResolver, kls: type, name: str, config: object) -> object:
+    """Return ``config`` without the keys that only other components of the interface ``kls`` have.
+
+    fairseq2 merges what a YAML file says into the recipe's defaults. Where the file names another component than the
+    default, the default's own keys are still there, and would be refused as unknown. Keys that nobody has stay, to be
+    refused: they are misspelt.
+    """
+    entry = resolver.maybe_resolve(_ComponentEntry, key=(kls, name))
+
+    if entry is None or not isinstance(config, Mapping):
+        return config
+
+    keys = resolver.iter_keys(_ComponentEntry)
+
+    others = [resolver.resolve(_ComponentEntry, key=k) for k in keys if isinstance(k, tuple) and k[0] is kls]
+
+    known_elsewhere = {f.name for other in others for f in fields(other.config_kls)}
+
+    own = {f.name for f in fields(entry.config_kls)}
+
+    return {key: value for key, value in config.items() if key in own or key not in known_elsewhere}
 
 
 @dataclass(kw_only=True)

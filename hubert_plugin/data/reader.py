@@ -64,10 +64,13 @@ class HubertDataReader(DataReader[HubertBatch]):
         self._epoch = 1 if shuffle else 0
         self._position = 0
         self._eod = False
-        self._iterator: Iterator[tuple[int, HubertBatch | None]] | None = None
+        self._iterator: Iterator[tuple[int, HubertBatch | int]] | None = None
         self._pipeline: DataPipeline | None = None
 
         self._wait_seconds = 0.0
+
+        self._num_skipped = 0
+        """The utterances of batches of which nothing could be read; the next batch tells of them."""
 
     def pop_wait_seconds(self) -> float:
         """Return the time spent waiting for batches since the last call."""
@@ -145,14 +148,24 @@ class HubertDataReader(DataReader[HubertBatch]):
 
             self._position = position + 1
 
-            if batch is not None:
-                return batch
+            if isinstance(batch, int):
+                self._num_skipped += batch
 
-    def _open(self) -> Iterator[tuple[int, HubertBatch | None]]:
+                continue
+
+            batch.num_skipped += self._num_skipped
+
+            self._num_skipped = 0
+
+            return batch
+
+    def _open(self) -> Iterator[tuple[int, HubertBatch | int]]:
         plan, epoch, loader = self.plan(), self._epoch, self._loader
 
-        def load(position: int) -> tuple[int, HubertBatch | None]:
-            return position, loader.load(plan[position], epoch)
+        def load(position: int) -> tuple[int, HubertBatch | int]:
+            batch = loader.load(plan[position], epoch)
+
+            return position, plan[position].indices.size if batch is None else batch
 
         builder = read_sequence(list(range(self._position, len(plan))))
 

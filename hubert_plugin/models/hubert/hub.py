@@ -205,7 +205,8 @@ def _load_card(name: str, device: Device, dtype: DataType) -> HubertModel:
         ) from ex
     except (AssetCardError, ModelGatedError, OperationalError, OSError, ValueError, RuntimeError, EOFError) as ex:
         raise CheckpointError(
-            f"The checkpoint of the asset card '{name}' cannot be loaded; it may be cut off or damaged: {_first_lines(ex)}"
+            f"The checkpoint of the asset card '{name}' cannot be loaded; it may be cut off or damaged: "
+            f"{_first_lines(ex)}"
         ) from ex
 
     assert isinstance(model, HubertModel)
