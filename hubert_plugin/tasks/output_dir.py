@@ -20,11 +20,12 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
 
 
-def register_output_guard(container: DependencyContainer, *, identity: Sequence[str]) -> None:
+def register_output_guard(container: DependencyContainer, *, identity: Sequence[str] = ()) -> None:
     """Refuse an output folder that holds another run, before anything is written into it.
 
-    :param identity: The configuration sections that make a run what it is: they may not change while it has
-        checkpoints. Everything else (steps, learning rate, …) may.
+    :param identity: The configuration sections that make a training run what it is: they may not change while it has
+        checkpoints; everything else (steps, learning rate, …) may. Empty for recipes that do not train: they may write
+        beside each other's results, but not into a training run.
     """
 
     def create(resolver: DependencyResolver) -> _OutputDirectoryCreator:
@@ -61,6 +62,12 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
         return path
 
     def _check(self, path: Path) -> None:
+        if not self._identity:
+            if _step_dirs(path):
+                raise OutputDirError(f"The output folder '{path}' holds a training run. Choose another folder.")
+
+            return
+
         file = path / "config.yaml"
 
         if not file.is_file():

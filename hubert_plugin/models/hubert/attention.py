@@ -1,8 +1,8 @@
 """Scaled dot-product attention that is fast on CPUs, too.
 
-PyTorch's fused kernel has no dropout on a CPU and falls back to a path that computes half precision in float32; in bfloat16
-without dropout it is slower than plain matrix products at HuBERT's lengths. There, attention is written out; everywhere
-else fairseq2's own module computes. Measurements are in ``benchmarks/README.md``.
+PyTorch's fused kernel has no dropout on a CPU and falls back to a path that computes half precision in float32; in
+bfloat16 without dropout it is slower than plain matrix products at HuBERT's lengths. There, attention is written out;
+everywhere else fairseq2's own module computes. Measurements are in ``benchmarks/README.md``.
 
 Letters: N utterances, T frames, H heads, K dimension of a head.
 """

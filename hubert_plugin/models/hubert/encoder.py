@@ -53,8 +53,11 @@ class HubertEncoder(Module):
         :param seqs: The input of the first layer. *Shape:* (N, T, M).
         :param taps: The layers whose outputs are kept; 0 is the input.
         :param num_layers: How many layers run (early exit); ``None``: all of them.
-        :returns: The output, final norm applied if all layers ran, and the kept outputs by layer, never normed.
+        :returns: The output, and the kept outputs by layer, never normed. The final norm is applied to the output only
+            if no number of layers was asked for: a layer, also the last, is what its block returns (trap T2).
         """
+        layer_norm = self.layer_norm if num_layers is None else None
+
         if num_layers is None:
             num_layers = len(self.layers)
 
@@ -80,8 +83,8 @@ class HubertEncoder(Module):
             if idx + 1 in taps:
                 kept[idx + 1] = seqs
 
-        if self.layer_norm is not None and num_layers == len(self.layers):
-            seqs = self.layer_norm(seqs)
+        if layer_norm is not None:
+            seqs = layer_norm(seqs)
 
         return seqs, kept
 

@@ -8,6 +8,7 @@ from typing import cast, final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
 
@@ -17,6 +18,7 @@ from hubert_plugin.files import write_text_atomic
 from hubert_plugin.recipes.hubert.cluster.config import HubertClusterConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.fit import UnitModelFitter
 from hubert_plugin.units.prepare import UNIT_MODEL_FILE
 from hubert_plugin.units.stream import AudioFeatureStream
@@ -24,6 +26,10 @@ from hubert_plugin.units.stream import AudioFeatureStream
 
 @final
 class ClusterRecipe(Recipe):
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_output_guard(container)
+
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertClusterConfig)

@@ -7,6 +7,7 @@ from typing import final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task, TaskStopException
 from typing_extensions import override
 
@@ -15,6 +16,7 @@ from hubert_plugin.errors import ConfigError, ManifestError
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.label import check_features, label_manifest
 from hubert_plugin.units.model import load_units
 from hubert_plugin.units.stream import AudioFeatureStream
@@ -22,6 +24,10 @@ from hubert_plugin.units.stream import AudioFeatureStream
 
 @final
 class LabelRecipe(Recipe):
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_output_guard(container)
+
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertLabelConfig)

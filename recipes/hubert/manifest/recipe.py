@@ -6,6 +6,7 @@ from typing import final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from fairseq2.utils.progress import ProgressTask
 from typing_extensions import override
@@ -15,6 +16,7 @@ from hubert_plugin.data.split import compile_speaker_pattern, split_by_speaker, 
 from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError
 from hubert_plugin.frames import SAMPLE_RATE, seconds
 from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.output_dir import register_output_guard
 
 from .config import ManifestRecipeConfig
 from .output import ManifestOutput, to_absolute
@@ -23,6 +25,10 @@ from .output import ManifestOutput, to_absolute
 @final
 class ManifestRecipe(Recipe):
     """Makes the manifests ``train.tsv`` and ``valid.tsv`` from a folder or archive of audio."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_output_guard(container)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:

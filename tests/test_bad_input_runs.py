@@ -1,0 +1,276 @@
+"""Output folders, checkpoints and full disks: what stands is never damaged, and the answer says what to do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from builders import Run, command_server, make_corpus, make_labels, pretrain_config, speech_like, write_config
+
+from hubert_plugin import load_hubert
+from hubert_plugin.data.manifest import write_manifest
+from hubert_plugin.errors import CheckpointError
+
+
+@dataclass
+class Trained:
+    """A run of 8 steps with checkpoints at 4 and 8."""
+
+    folder: Path
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def pretrain(self, *overrides: str, **kwargs: object) -> Run:
+        return command_server().pretrain(self.out, self.folder / "config.yaml", *overrides, **kwargs)
+
+    def step(self, nr: int) -> Path:
+        return self.out / "checkpoints" / f"step_{nr}"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    trained = Trained(tmp_path_factory.mktemp("trained"))
+
+    make_corpus(trained.corpus)
+
+    regime = {"num_steps": 8, "checkpoint_every_n_steps": 4, "keep_last_n_checkpoints": 2}
+
+    write_config(trained.folder / "config.yaml", pretrain_config(trained.corpus, regime=regime))
+
+    run = trained.pretrain()
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+    return trained
+
+
+@pytest.fixture
+def trained(original: Trained, tmp_path: Path) -> Trained:
+    """A copy of the run's folder, in the same place for its configuration."""
+    shutil.copytree(original.out, tmp_path / "out")
+    shutil.copy(original.folder / "config.yaml", tmp_path / "config.yaml")
+
+    return Trained(tmp_path)
+
+
+def assert_sentence(run: Run, phrases: Sequence[str], code: int = 2) -> None:
+    for phrase in phrases:
+        assert phrase in run.text, run.raw[-3000:]
+
+    assert "Traceback" not in run.raw, run.raw[-3000:]
+    assert run.poll() == code, run.raw[-3000:]
+
+
+def contents(folder: Path, *, but: Sequence[str] = ("logs", "cache")) -> Mapping[str, bytes]:
+    """All files of a folder; logs may grow."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.relative_to(folder).parts[0] not in but
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "phrases"),
+    [
+        (["model.config_overrides.ffn_dim=32"], ["holds another run", "`model.config_overrides.ffn_dim` was 64"]),
+        (["dataset.train_split=valid"], ["holds another run", "`dataset.train_split` was 'train'", "'valid' now"]),
+        (["criterion.config.alpha=1.0"], ["holds another run", "`criterion.config.alpha`"]),
+        (["task.config.mask.span_len=5"], ["holds another run", "`task.config.mask.span_len`"]),
+    ],
+)
+def test_folder_of_another_run_is_refused_and_untouched(
+    trained: Trained, overrides: Sequence[str], phrases: Sequence[str]
+) -> None:
+    before = contents(trained.out)
+
+    assert_sentence(trained.pretrain(*overrides), [*phrases, str(trained.out)])
+
+    assert contents(trained.out) == before
+
+
+def test_folder_of_another_verb_is_refused_and_untouched(original: Trained, tmp_path: Path) -> None:
+    run = command_server().run(
+        "recipe", "hubert", "cluster", tmp_path, "--no-rich", "--config", f"manifest_dir={original.corpus}",
+        "units.config.num_clusters=4",
+    )  # fmt: skip
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+    before = contents(tmp_path)
+
+    run = command_server().pretrain(tmp_path, original.folder / "config.yaml")
+
+    assert_sentence(run, ["another recipe", str(tmp_path), "Choose another folder"])
+
+    assert contents(tmp_path) == before
+
+
+def test_output_folder_that_is_a_file_is_refused(original: Trained, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+
+    run = command_server().pretrain(tmp_path / "out", original.folder / "config.yaml")
+
+    assert_sentence(run, ["is a file"])
+
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_more_steps_and_another_learning_rate_are_the_same_run(trained: Trained) -> None:
+    run = trained.pretrain("regime.num_steps=10", "optimizer.config.lr=0.0005")
+
+    assert run.poll() == 0, run.raw[-3000:]
+    assert "Resuming from step 8." in run.raw
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "trainer", "data_reader"])
+def test_checkpoint_that_was_cut_off_is_named_and_the_others_stay(trained: Trained, part: str) -> None:
+    (file,) = (trained.step(8) / part).rglob("*.pt")
+
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    before = contents(trained.out)
+
+    run = trained.pretrain("regime.num_steps=10")
+
+    assert_sentence(run, [str(file), "cut off", f"Delete the folder '{trained.step(8)}'", "from step 4"])
+
+    assert contents(trained.out / "checkpoints") == {
+        k.removeprefix("checkpoints/"): v for k, v in before.items() if k.startswith("checkpoints/")
+    }
+
+    if part == "model":
+        with pytest.raises(CheckpointError, match="cut off or damaged"):
+            load_hubert(trained.out)
+
+    assert load_hubert(trained.out, step=4).config.model_dim == 32
+
+    # The advice helps.
+    shutil.rmtree(trained.step(8))
+
+    run = trained.pretrain()
+
+    assert run.poll() == 0, run.raw[-3000:]
+    assert "Resuming from step 4." in run.raw
+
+
+def test_checkpoint_that_lacks_a_part_is_named(trained: Trained) -> None:
+    shutil.rmtree(trained.step(8) / "optimizer")
+
+    assert_sentence(
+        trained.pretrain("regime.num_steps=10"),
+        ["step 8 is damaged", f"'{trained.step(8) / 'optimizer'}'", f"Delete the folder '{trained.step(8)}'"],
+    )
+
+
+def test_resuming_with_another_number_of_ranks_is_refused(trained: Trained) -> None:
+    """Every rank has its own random state and place in the data: going on with fewer would leave out audio."""
+    (trained.step(8) / "trainer/rank_01.pt").write_bytes((trained.step(8) / "trainer/rank_00.pt").read_bytes())
+
+    assert_sentence(trained.pretrain("regime.num_steps=10"), ["step 8", "2 processes", "1 runs now"])
+
+
+def test_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one_valid(trained: Trained) -> None:
+    before = contents(trained.out / "checkpoints")
+
+    size = max(len(v) for v in before.values())
+
+    run = trained.pretrain("regime.num_steps=16", max_file_bytes=size // 2)
+
+    assert_sentence(run, ["could not be written", "free space", "same command"])
+
+    after = contents(trained.out / "checkpoints")
+
+    assert {k: after[k] for k in before} == before
+
+    assert not [k for k in after.keys() - before.keys() if not k.startswith("step_12.tmp")]
+
+    assert load_hubert(trained.out).config.model_dim == 32
+
+    # With space again, the same command goes on.
+    run = trained.pretrain("regime.num_steps=16")
+
+    assert run.poll() == 0, run.raw[-3000:]
+    assert "Resuming from step 8." in run.raw
+    assert trained.step(16).exists()
+
+
+def test_full_disk_while_labels_are_written_leaves_the_previous_ones_valid(tmp_path: Path) -> None:
+    """Labels of ten minutes: more bytes than any other file of the command."""
+    waveform = speech_like(600.0, 0, np.random.default_rng(0))
+
+    sf.write(tmp_path / "long.flac", waveform, 16_000)
+
+    write_manifest(tmp_path / "train.tsv", ".", [("long.flac", waveform.size)])
+
+    server = command_server()
+
+    data = f"manifest_dir={tmp_path}"
+
+    run = server.run(
+        "recipe", "hubert", "cluster", tmp_path / "units", "--no-rich",
+        "--config", data, "units.config.num_clusters=12", "units.config.max_frames=5000",
+    )  # fmt: skip
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+    args = [
+        "recipe", "hubert", "label", tmp_path / "labels", "--no-rich",
+        "--config", data, f"unit_model={tmp_path / 'units/units.safetensors'}",
+    ]  # fmt: skip
+
+    assert server.run(*args).poll() == 0
+
+    before = contents(tmp_path / "labels")
+
+    assert len(before["train.km"]) > 100_000
+
+    run = server.run(*args, max_file_bytes=50_000)
+
+    assert_sentence(run, ["train.km", "cannot be written", "untouched", "free space"])
+
+    assert contents(tmp_path / "labels") == before
+
+
+def test_full_disk_while_labels_are_made_on_the_way(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_train=10, seconds=(20.0, 30.0), label_sets={})
+
+    config = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(corpus, dataset={"labels": [], "label_making": {"num_clusters": 12}}),
+    )
+
+    run = command_server().pretrain(tmp_path / "out", config, max_file_bytes=40_000)
+
+    assert_sentence(run, ["train.km", "cannot be written", "free space"])
+
+    assert not [p.name for p in corpus.glob("labels/*/*") if p.name.startswith("train.km")]
+
+    run = command_server().pretrain(tmp_path / "out", config, "regime.num_steps=3")
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+
+def test_labels_of_another_rate_need_no_word_where_their_record_tells(original: Trained, tmp_path: Path) -> None:
+    """100 Hz labels (MFCC units) train as they are: every second one is taken (trap T7)."""
+    corpus = shutil.copytree(original.corpus, tmp_path / "corpus")
+
+    for split in ("train", "valid"):
+        make_labels(corpus, split, "km", 8, rate=100)
+
+    config = write_config(tmp_path / "config.yaml", pretrain_config(corpus, regime={"num_steps": 3}))
+
+    run = command_server().pretrain(tmp_path / "out", config)
+
+    assert run.poll() == 0, run.raw[-3000:]
