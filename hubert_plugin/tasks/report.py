@@ -29,7 +29,7 @@ class ReportSection:
     enabled: bool = True
     """If true, the run ends with a few lines on what was learned, also written to OUT/report.json."""
 
-    fit_minutes: float = 10.0
+    fit_minutes: float = 20.0
     """The minutes of training audio whose layer features are clustered (corpora with phone times only)."""
 
 
