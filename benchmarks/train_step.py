@@ -37,7 +37,7 @@ from hubert_plugin import frames
 from hubert_plugin.data.batch import HubertBatch, collate
 from hubert_plugin.data.masks import MaskConfig, sample_mask
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
-from hubert_plugin.tasks.memory import keep_freed_memory
+from hubert_plugin.tasks.cpu import keep_freed_memory
 
 ARCHS = ("base", "large", "quick")
 

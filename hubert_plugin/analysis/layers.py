@@ -50,18 +50,20 @@ def layer_quality(
     *,
     num_clusters: int,
     seed: int = 0,
+    half_precision: bool = False,
 ) -> dict[int, UnitQuality]:
     """Return the quality of the units of every layer, 1 to the last.
 
     :param fit_on: Utterances whose frames k-means is fitted on.
     :param judge_on: Other utterances, whose units are compared with phones.
     :param alignment: The phones of ``judge_on`` by utterance id.
+    :param half_precision: If true, the model runs in bfloat16: the features are clustered, not compared.
     """
     layers = range(1, len(model.encoder.layers) + 1)
 
-    fit_features = _features_by_layer(model, fit_on, layers)
+    fit_features = _features_by_layer(model, fit_on, layers, half_precision)
 
-    judge_features = _features_by_layer(model, judge_on, layers)
+    judge_features = _features_by_layer(model, judge_on, layers, half_precision)
 
     result = {}
 
@@ -99,7 +101,7 @@ def compare_units(
 
 @torch.inference_mode()
 def _features_by_layer(
-    model: HubertModel, utterances: Utterances, layers: Sequence[int]
+    model: HubertModel, utterances: Utterances, layers: Sequence[int], half_precision: bool
 ) -> dict[int, list[NDArray[np.float32]]]:
     """Return the features of each utterance by layer. *Shape of each:* (T, M)."""
     result: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in layers}
@@ -109,8 +111,7 @@ def _features_by_layer(
     for idx in utterances.indices:
         waveform = torch.from_numpy(utterances.read(idx))[None].to(device)
 
-        # Half precision where the processor has units for it: the features are clustered, not compared.
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device)):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half_precision):
             taps = model.encode(waveform, taps=layers).layers
 
         num_frames = frames.num_frames(waveform.size(1))
@@ -119,10 +120,3 @@ def _features_by_layer(
             result[layer].append(taps[layer][0, :num_frames].float().cpu().numpy())
 
     return result
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -19,6 +19,7 @@ from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.demo import frame_phones, read_alignment
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.tasks.cpu import has_bfloat16_units
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
 
 
@@ -29,7 +30,7 @@ class ReportSection:
     enabled: bool = True
     """If true, the run ends with a few lines on what was learned, also written to OUT/report.json."""
 
-    fit_minutes: float = 20.0
+    fit_minutes: float = 10.0
     """The minutes of training audio whose layer features are clustered (corpora with phone times only)."""
 
 
@@ -124,6 +125,8 @@ class PretrainReport:
 
         self._model.eval()
 
+        device_type = self._model.masker.temporal_mask_embed.device.type
+
         by_layer = layer_quality(
             self._model,
             fit_on,
@@ -132,6 +135,7 @@ class PretrainReport:
             frame_phones,
             num_clusters=labels.spec.size,
             seed=section.label_making.seed,
+            half_precision=device_type != "cpu" or has_bfloat16_units(),
         )
 
         best = max(by_layer, key=lambda layer: by_layer[layer].pnmi)

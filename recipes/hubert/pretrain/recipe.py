@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.config import DatasetSection, ModelSection
+from fairseq2.recipe.config import DatasetSection, ModelSection, TrainerSection
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
@@ -15,8 +15,8 @@ from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
+from hubert_plugin.tasks.cpu import suit_cpu
 from hubert_plugin.tasks.heads import check_architecture, set_target_heads
-from hubert_plugin.tasks.memory import keep_freed_memory
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
     register_output_guard,
@@ -44,7 +44,7 @@ class HubertPretrainRecipe(Recipe):
             remove_unfinished_checkpoints(context.output_dir)
 
         if context.device.type == "cpu":
-            keep_freed_memory()
+            suit_cpu(context.resolver.resolve(TrainerSection))
 
         # The data first: its label sets say the sizes of the target heads.
         task_builder: Any = create_component(context.resolver, HubertTask, config.task.name, config.task.config)  # type: ignore[type-abstract]
