@@ -24,8 +24,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 def suit_cpu(section: TrainerSection) -> None:
     """Prepare this process for training on a CPU.
 
-    Freed memory and compiled kernels are kept, and where bfloat16 is asked for and the processor would emulate it, ``section`` is changed to
-    train in float32.
+    Freed memory and compiled kernels are kept. Where bfloat16 is asked for and the processor would emulate it,
+    ``section`` is changed to train in float32.
     """
     keep_freed_memory()
 
