@@ -91,7 +91,10 @@ class UnitModelFitter(ABC):
     def fit(
         self, stream: FeatureStream, *, seed: int, progress: ProgressReporter = NOOP_PROGRESS_REPORTER
     ) -> FitResult:
-        """Fit a unit model. Equal streams and seeds give equal models; memory does not grow with the corpus.
+        """Fit a unit model; memory does not grow with the corpus.
+
+        Equal streams and seeds give equal models, unless rounding in threaded libraries leads to others (seen on large
+        corpora, between processes).
 
         :raises UnitModelError: The features cannot be clustered as configured.
         """

@@ -46,8 +46,10 @@ def ensure_labels(
     """Make sure that ``label_dir`` holds labels ``<split>.<name>`` of all ``splits``, all from one k-means.
 
     K-means is fitted on the **first** split only; the same unit model labels all of them (FACTS, trap T32). What is
-    there and fits is kept; what does not fit is made again, and the log says why. Equal inputs give equal bytes, so
-    that processes that happen to work at the same time do not disturb each other.
+    there and fits is kept; what does not fit is made again, and the log says why.
+
+    What is written is renamed into place, so a process that reads meanwhile sees whole files. Only one process should
+    make labels at a time: rounding in threaded libraries can lead k-means from equal inputs to other units.
 
     :param splits: The splits to label, the training split first.
     :param label_dir: Where labels and unit model (``units.safetensors``) are kept.
