@@ -9,6 +9,7 @@ Neither imports torch.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -336,6 +337,11 @@ class ErrorSentences(logging.Filter):
             return True
 
         sentence = self._maybe_describe(ex)
+
+        if (rank := os.environ.get("RANK", "0")) != "0":
+            # fairseq2 shows what rank 0 logs; a rank that ends alone would leave the others waiting without a word.
+            print(f"rank {rank}: {sentence or f'{type(ex).__name__}: {ex}'}", file=sys.stderr, flush=True)
+
         if sentence is not None:
             record.msg, record.args, record.exc_info, record.exc_text = sentence, (), None, None
 

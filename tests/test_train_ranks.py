@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,18 +18,29 @@ from builders import (
     pretrain_args,
     pretrain_config,
     read_metrics,
+    wait_until,
     write_config,
 )
 
 NO_DROPOUT = {"layer_drop_p": 0.0, "dropout_p": 0.0, "input_dropout_p": 0.0, "attn_dropout_p": 0.0}
 
 
-def start_ranks(output_dir: Path, config: Path, world_size: int, *overrides: str) -> list[Run]:
-    """Start ``world_size`` ranks as torchrun does: by environment variables."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+def free_port() -> int:
+    """Return a port that is free, and not of those that the system hands to whoever connects to something."""
+    for port in random.Random().sample(range(20_000, 32_000), 100):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
 
-        port = sock.getsockname()[1]
+            return port
+
+    raise AssertionError("no port is free")
+
+
+def start_ranks(
+    output_dir: Path, config: Path, world_size: int, *overrides: str, ranks: Sequence[int] | None = None, port: int = 0
+) -> list[Run]:
+    """Start ``world_size`` ranks (or only ``ranks`` of them) as torchrun does: by environment variables."""
+    port = port or free_port()
 
     return [
         command_server().start(
@@ -41,8 +55,24 @@ def start_ranks(output_dir: Path, config: Path, world_size: int, *overrides: str
                 "GLOO_SOCKET_IFNAME": "lo",
             },
         )
-        for rank in range(world_size)
+        for rank in (range(world_size) if ranks is None else ranks)
     ]
+
+
+def wait_for_all(runs: Sequence[Run]) -> None:
+    """Wait until all have ended well; the first that has not fails the test with its log, as torchrun would."""
+    waiting = list(runs)
+
+    def has_ended() -> bool:
+        for run in list(waiting):
+            if (code := run.poll()) is not None:
+                assert code == 0, f"exit code {code}:\n{run.raw[-5000:]}"
+
+                waiting.remove(run)
+
+        return not waiting
+
+    wait_until(has_ended, run=runs[0])
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +93,7 @@ def test_two_ranks_equal_one_rank_that_accumulates_two_batches(corpus: Path, tmp
 
     two = start_ranks(tmp_path / "two", file, 2)
 
-    for run in [one, *two]:
-        assert run.wait() == 0, run.raw
+    wait_for_all([one, *two])
 
     for kind in ("train", "valid"):
         ours, theirs = read_metrics(tmp_path / "two", kind), read_metrics(tmp_path / "one", kind)
@@ -100,10 +129,42 @@ def test_layers_dropped_on_one_rank_only_neither_hang_nor_part_the_ranks(corpus:
 
     file = write_config(tmp_path / "config.yaml", config)
 
-    for run in start_ranks(tmp_path / "out", file, 2):
-        assert run.wait() == 0, run.raw
+    wait_for_all(start_ranks(tmp_path / "out", file, 2))
 
     losses = [r["Loss"] for r in read_metrics(tmp_path / "out") if "Loss" in r]
 
     assert len(losses) == 8
     assert losses[-1] < losses[0]
+
+
+def test_a_rank_does_not_judge_what_rank_0_is_still_writing(corpus: Path, tmp_path: Path) -> None:
+    """Rank 0 writes OUT/config.yaml while the others start: half a file is not another run's."""
+    file = write_config(tmp_path / "config.yaml", pretrain_config(corpus, regime={"num_steps": 4}))
+
+    out = tmp_path / "out"
+
+    out.mkdir()
+
+    (out / "config.yaml").write_text("model:\n  na")
+
+    port = free_port()
+
+    late = start_ranks(out, file, 2, ranks=[1], port=port)
+
+    wait_until(lambda: (out / "logs/rank_1.log").exists() or late[0].poll() is not None, run=late[0])
+
+    assert late[0].poll() is None, late[0].raw
+
+    (out / "config.yaml").unlink()
+
+    wait_for_all([*late, *start_ranks(out, file, 2, ranks=[0], port=port)])
+
+
+def test_a_refusal_is_shown_on_every_rank(corpus: Path, tmp_path: Path) -> None:
+    """fairseq2 shows what rank 0 logs; a rank that refuses alone says so, too."""
+    file = write_config(tmp_path / "config.yaml", pretrain_config(corpus, regime={"num_steps": "many"}))
+
+    (run,) = start_ranks(tmp_path / "out", file, 2, ranks=[1])
+
+    assert run.wait() == 2
+    assert "rank 1: " in run.text and "num_steps" in run.text

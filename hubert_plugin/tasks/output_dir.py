@@ -16,6 +16,7 @@ from fairseq2.recipe.internal.sweep_tag import _SweepTagGenerator
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.structured import ValueConverter
 from fairseq2.utils.yaml import YamlError, YamlLoader
+from fairseq2.world_info import WorldInfo
 
 from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
 
@@ -39,13 +40,14 @@ def register_output_guard(container: DependencyContainer, *, identity: Sequence[
 
 
 class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
-    """Looks into an existing folder the first time it is asked for."""
+    """Looks into an existing folder the first time it is asked for, on rank 0."""
 
     def __init__(self, resolver: DependencyResolver, identity: Sequence[str]) -> None:
         super().__init__(resolver.resolve(_SweepTagGenerator), resolver.resolve(FileSystem))
 
         self._resolver = resolver
         self._identity = identity
+        self._rank = resolver.resolve(WorldInfo).rank
         self._checked: set[Path] = set()
 
     def create(self, output_dir: Path) -> Path:
@@ -54,7 +56,8 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
 
         path = super().create(output_dir)
 
-        if path not in self._checked:
+        # By rank 0 alone, which writes OUT/config.yaml: to the others it can look half-written.
+        if self._rank == 0 and path not in self._checked:
             self._checked.add(path)
 
             self._check(path)
