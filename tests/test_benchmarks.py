@@ -58,3 +58,11 @@ def test_training_step_has_the_loss_and_the_gradients_of_the_peers(tmp_path: Pat
     assert result["equality"]["ours bf16"]["loss"] < 1e-2
 
     assert {f"{name} {dtype}" for name in ("ours", *peers) for dtype in ("fp32", "bf16")} == set(result["times"])
+
+
+def test_data_pipeline_delivers_what_the_files_hold(tmp_path: Path) -> None:
+    result = run_quick("data_pipeline", tmp_path)
+
+    assert set(result["results"]) == {"pipeline", "decoding alone"}
+
+    assert all(rate > 0 for rates in result["results"].values() for pair in rates for rate in pair)
