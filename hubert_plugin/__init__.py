@@ -15,8 +15,12 @@ preload_libsndfile()
 
 _PUBLIC = {
     "HubertConfig": "hubert_plugin.models.hubert.config",
+    "HubertCtcConfig": "hubert_plugin.models.hubert_ctc.config",
+    "HubertCtcModel": "hubert_plugin.models.hubert_ctc.model",
     "HubertModel": "hubert_plugin.models.hubert.model",
+    "export_hubert": "hubert_plugin.models.export",
     "load_hubert": "hubert_plugin.models.hubert.hub",
+    "load_hubert_ctc": "hubert_plugin.models.hubert_ctc.hub",
     "load_units": "hubert_plugin.units.model",
     "register_criterion": "hubert_plugin.registry",
     "register_feature_source": "hubert_plugin.registry",
@@ -30,9 +34,13 @@ __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from hubert_plugin.extension import setup_fairseq2_extension as setup_fairseq2_extension
+    from hubert_plugin.models.export import export_hubert as export_hubert
     from hubert_plugin.models.hubert.config import HubertConfig as HubertConfig
     from hubert_plugin.models.hubert.hub import load_hubert as load_hubert
     from hubert_plugin.models.hubert.model import HubertModel as HubertModel
+    from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig as HubertCtcConfig
+    from hubert_plugin.models.hubert_ctc.hub import load_hubert_ctc as load_hubert_ctc
+    from hubert_plugin.models.hubert_ctc.model import HubertCtcModel as HubertCtcModel
     from hubert_plugin.registry import register_criterion as register_criterion
     from hubert_plugin.registry import register_feature_source as register_feature_source
     from hubert_plugin.registry import register_target_head as register_target_head

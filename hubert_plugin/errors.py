@@ -50,6 +50,10 @@ class MissingDependencyError(HubertError):
     """An optional package is needed for what was asked."""
 
 
+class TrainingError(HubertError):
+    """Training cannot go on: losses that are not finite, or not enough memory for a batch."""
+
+
 class StorageError(HubertError):
     """A file could not be written (for example: the disk is full); what stood there before is untouched."""
 

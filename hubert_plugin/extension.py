@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from fairseq2.composition import register_model_family, register_package_assets
+from fairseq2.composition import register_package_assets
 from fairseq2.logging import log
 from fairseq2.metrics.formatters import format_as_float, format_as_int, format_as_percentage
 from fairseq2.metrics.recorders import MetricDescriptor
+from fairseq2.models.hg import HuggingFaceConverter
 from fairseq2.recipe.cli import register_cli_error
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
 from hubert_plugin import errors
 from hubert_plugin.criteria.masked_cross_entropy import register_masked_cross_entropy
 from hubert_plugin.data.dataset import register_hubert_dataset_family
+from hubert_plugin.models.export.child import register_process_runner
+from hubert_plugin.models.export.huggingface import HubertHuggingFaceConverter
 from hubert_plugin.models.hubert.compile import apply_ac_to_hubert, apply_fsdp_to_hubert, compile_hubert
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY, HubertConfig, register_hubert_configs
 from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.models.hubert.heads import register_hubert_heads
-from hubert_plugin.models.hubert.hub import convert_state_dict
 from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.models.hubert_ctc.config import HUBERT_CTC_FAMILY, HubertCtcConfig, register_hubert_ctc_configs
+from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
+from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.models.hubert_ctc.parallel import (
+    apply_ac_to_hubert_ctc,
+    apply_fsdp_to_hubert_ctc,
+    compile_hubert_ctc,
+)
+from hubert_plugin.models.interop.family import register_hubert_family
 from hubert_plugin.tasks.hubert_pretrain import register_hubert_pretrain
 from hubert_plugin.units.register import register_units
 
@@ -47,19 +58,40 @@ def _register_models(container: DependencyContainer) -> None:
     def create(resolver: DependencyResolver, config: HubertConfig) -> HubertModel:
         return create_hubert_model(config, resolver)
 
-    register_model_family(
+    def create_ctc(resolver: DependencyResolver, config: HubertCtcConfig) -> HubertCtcModel:
+        return create_hubert_ctc_model(config, resolver)
+
+    register_hubert_family(
         container,
         HUBERT_FAMILY,
         HubertModel,
         HubertConfig,
-        advanced_factory=create,
-        state_dict_converter=convert_state_dict,
+        create,
         compiler=compile_hubert,
         fsdp_applier=apply_fsdp_to_hubert,
         layerwise_ac_applier=apply_ac_to_hubert,
     )
 
     register_hubert_configs(container)
+
+    register_hubert_family(
+        container,
+        HUBERT_CTC_FAMILY,
+        HubertCtcModel,
+        HubertCtcConfig,
+        create_ctc,
+        compiler=compile_hubert_ctc,
+        fsdp_applier=apply_fsdp_to_hubert_ctc,
+        layerwise_ac_applier=apply_ac_to_hubert_ctc,
+    )
+
+    register_hubert_ctc_configs(container)
+
+    # Lets `regime.export_hugging_face` work inside training runs.
+    for family in (HUBERT_FAMILY, HUBERT_CTC_FAMILY):
+        container.register_type(HuggingFaceConverter, HubertHuggingFaceConverter, key=family)
+
+    register_process_runner(container)
 
 
 def _register_metrics(container: DependencyContainer) -> None:
@@ -69,6 +101,8 @@ def _register_metrics(container: DependencyContainer) -> None:
         MetricDescriptor("feature_penalty", "Feature Penalty", 93, format_as_float),
         MetricDescriptor("masked_accuracy", "Masked Accuracy", 94, format_as_float, higher_better=True),
         MetricDescriptor("unmasked_accuracy", "Unmasked Accuracy", 95, format_as_float, higher_better=True),
+        MetricDescriptor("unit_usage", "Unit Usage (perplexity)", 96, format_as_float),
+        MetricDescriptor("num_skipped_updates", "Skipped Updates", 837, format_as_int),
         MetricDescriptor("masked_share", "Masked Share", 820, format_as_percentage),
         MetricDescriptor("num_masked_frames", "Masked Frames", 830, format_as_int),
         MetricDescriptor("padding_share", "Padding", 835, format_as_percentage),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from builders import Run, command_server, make_corpus, make_labels, pretrain_config, speech_like, write_config
 
 from hubert_plugin import load_hubert
@@ -174,11 +175,20 @@ def test_checkpoint_that_lacks_a_part_is_named(trained: Trained) -> None:
     )
 
 
-def test_resuming_with_another_number_of_ranks_is_refused(trained: Trained) -> None:
-    """Every rank has its own random state and place in the data: going on with fewer would leave out audio."""
-    (trained.step(8) / "trainer/rank_01.pt").write_bytes((trained.step(8) / "trainer/rank_00.pt").read_bytes())
+def test_resuming_a_sharded_run_with_another_number_of_ranks_is_refused(trained: Trained) -> None:
+    """What FSDP wrote is in as many parts as there were ranks."""
+    (shard,) = (trained.step(8) / "model").rglob("sdp_00.pt")
 
-    assert_sentence(trained.pretrain("regime.num_steps=10"), ["step 8", "2 processes", "1 runs now"])
+    shard.with_name("sdp_01.pt").write_bytes(shard.read_bytes())
+
+    for name in ("trainer/rank_{}.pt", "data_reader/dp_{}.pt"):
+        (trained.step(8) / name.format("01")).write_bytes((trained.step(8) / name.format("00")).read_bytes())
+
+    reader = torch.load(trained.step(8) / "data_reader/dp_00.pt", weights_only=False)
+
+    torch.save({**reader, "num_ranks": 2}, trained.step(8) / "data_reader/dp_00.pt")
+
+    assert_sentence(trained.pretrain("regime.num_steps=10"), ["step 8", "sharded over 2 processes", "1 runs now"])
 
 
 def test_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one_valid(trained: Trained) -> None:
@@ -207,7 +217,7 @@ def test_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one_valid(t
 
 
 def test_full_disk_while_labels_are_written_leaves_the_previous_ones_valid(tmp_path: Path) -> None:
-    """Labels of ten minutes: more bytes than any other file of the command."""
+    """Labels of ten minutes, by another unit model: more bytes than any other file of the command."""
     waveform = speech_like(600.0, 0, np.random.default_rng(0))
 
     sf.write(tmp_path / "long.flac", waveform, 16_000)
@@ -218,29 +228,27 @@ def test_full_disk_while_labels_are_written_leaves_the_previous_ones_valid(tmp_p
 
     data = f"manifest_dir={tmp_path}"
 
-    run = server.run(
-        "recipe", "hubert", "cluster", tmp_path / "units", "--no-rich",
-        "--config", data, "units.config.num_clusters=12", "units.config.max_frames=5000",
-    )  # fmt: skip
+    for seed in (0, 1):
+        run = server.run(
+            "recipe", "hubert", "cluster", tmp_path / f"units{seed}", "--no-rich",
+            "--config", data, f"seed={seed}", "units.config.num_clusters=12", "units.config.max_frames=5000",
+        )  # fmt: skip
 
-    assert run.poll() == 0, run.raw[-3000:]
+        assert run.poll() == 0, run.raw[-3000:]
 
-    args = [
-        "recipe", "hubert", "label", tmp_path / "labels", "--no-rich",
-        "--config", data, f"unit_model={tmp_path / 'units/units.safetensors'}",
-    ]  # fmt: skip
+    args = ["recipe", "hubert", "label", tmp_path / "labels", "--no-rich", "--config", data]
 
-    assert server.run(*args).poll() == 0
+    assert server.run(*args, f"unit_model={tmp_path / 'units0/units.safetensors'}").poll() == 0
 
-    before = contents(tmp_path / "labels")
+    before = contents(tmp_path / "labels", but=("logs", "cache", "config.yaml"))
 
     assert len(before["train.km"]) > 100_000
 
-    run = server.run(*args, max_file_bytes=50_000)
+    run = server.run(*args, f"unit_model={tmp_path / 'units1/units.safetensors'}", max_file_bytes=50_000)
 
-    assert_sentence(run, ["train.km", "cannot be written", "untouched", "free space"])
+    assert_sentence(run, ["labels/train.", "cannot be written", "untouched", "free space"])
 
-    assert contents(tmp_path / "labels") == before
+    assert contents(tmp_path / "labels", but=("logs", "cache", "config.yaml")) == before
 
 
 def test_full_disk_while_labels_are_made_on_the_way(tmp_path: Path) -> None:

@@ -10,6 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+# Each starts an interpreter and imports the peers.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -58,6 +63,14 @@ def test_training_step_has_the_loss_and_the_gradients_of_the_peers(tmp_path: Pat
     assert result["equality"]["ours bf16"]["loss"] < 1e-2
 
     assert {f"{name} {dtype}" for name in ("ours", *peers) for dtype in ("fp32", "bf16")} == set(result["times"])
+
+
+def test_extraction_gives_the_features_of_the_peers(tmp_path: Path) -> None:
+    result = run_quick("extraction", tmp_path, "--dtype", "fp32")
+
+    assert result["equality"]
+
+    assert all(error < 1e-4 for name, error in result["equality"].items() if "fp32" in name), result["equality"]
 
 
 def test_data_pipeline_delivers_what_the_files_hold(tmp_path: Path) -> None:

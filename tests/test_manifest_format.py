@@ -127,6 +127,8 @@ def test_missing_manifests_are_named_with_the_splits_there_are(tmp_path: Path) -
     write_text(tmp_path, "/data\na\t400\n", "train")
     write_text(tmp_path, "/data\na\t400\n", "dev-other")
     write_text(tmp_path, "a\tdoes not exist\n", "skipped")
+    write_text(tmp_path, "a\t0.0\t0.5\tAH\n", "train.align")
+    write_text(tmp_path, "a\t0.0\t0.5\tword\n", "train.words")
     (tmp_path / "train.km").touch()
     (tmp_path / ".train.tsv.x.tmp").touch()
 

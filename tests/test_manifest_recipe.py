@@ -175,6 +175,64 @@ def test_manifests_of_another_origin_are_not_overwritten(tmp_path: Path, source:
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
+def test_validation_may_come_from_another_place(tmp_path: Path, source: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+
+    soundfile.write(other / "v.wav", np.zeros(5_000), 16_000)
+
+    config = ManifestRecipeConfig(source=source, valid_source=other)
+
+    run(tmp_path / "out", config)
+
+    train, valid = (read_manifest(tmp_path / "out", s) for s in ("train", "valid"))
+
+    assert (len(train), valid.ids, valid.root) == (18, ["v.wav"], other)
+
+    with pytest.raises(OutputDirError, match="`valid_source` was"):
+        run(tmp_path / "out", replace(config, valid_source=None))
+
+
+def test_a_kaldi_folder_leaves_ids_and_words_and_other_folders_leave_none(tmp_path: Path, source: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+
+    paths = sorted(source.glob("*/1/*.wav"))
+
+    (data / "wav.scp").write_text("".join(f"utt-{p.stem} cat {p} |\n" for p in paths))
+    (data / "utt2spk").write_text("".join(f"utt-{p.stem} {p.stem[0]}\n" for p in paths))
+    (data / "text").write_text("".join(f"utt-{p.stem} SAY {p.stem}\n" for p in paths))
+
+    config = ManifestRecipeConfig(source=data, valid_fraction=0.3)
+
+    with pytest.raises(ManifestError, match="is a command"):
+        run(out, config)
+
+    assert not out.exists()
+
+    config = replace(config, allow_pipes=True)
+
+    run(out, config)
+
+    speakers = []
+
+    for split in ("train", "valid"):
+        manifest = read_manifest(out, split)
+
+        ids = (out / f"{split}.ids.txt").read_text().splitlines()
+
+        assert manifest.root == out / "audio" and manifest.ids == [f"{i}.wav" for i in ids]
+        assert (out / f"{split}.wrd").read_text().splitlines() == [f"SAY {i[4:]}" for i in ids]
+
+        speakers.append({i[4] for i in ids})
+
+    assert speakers[0] and speakers[1] and not speakers[0] & speakers[1]
+
+    run(out, replace(config, source=source, overwrite=True))
+
+    assert not list(out.glob("*.ids.txt")) and not list(out.glob("*.wrd"))
+
+
 def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
 

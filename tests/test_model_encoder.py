@@ -17,6 +17,7 @@ from hubert_plugin import frames
 from hubert_plugin.criteria.masked_cross_entropy import MaskedCrossEntropy, MaskedCrossEntropyConfig
 from hubert_plugin.errors import AudioError
 from hubert_plugin.models.hubert.factory import create_hubert_model
+from hubert_plugin.models.hubert.inference import encode_batch, prepare_waveform
 from hubert_plugin.models.hubert.model import HubertModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,13 +175,13 @@ def test_features_do_not_depend_on_the_batch(
 
     waveforms = [(0.1 * rng.standard_normal(n)).astype(np.float32) for n in lengths]
 
-    # `_extract_batch` in one go: `extract_features` itself only batches what is of similar length.
-    prepared = [model._prepare_waveform(w, 0) for w in waveforms]
+    # One batch of all: `extract_features` itself only batches what is of similar length.
+    prepared = [prepare_waveform(model, w) for w in waveforms]
 
     model.eval()
 
     with torch.inference_mode():
-        together = model._extract_batch(prepared, layer)
+        together = [outputs[layer] for outputs in encode_batch(model, prepared, [layer])]
 
     for waveform, features, public in zip(waveforms, together, model.extract_features(waveforms, layer), strict=True):
         (alone,) = model.extract_features([waveform], layer)

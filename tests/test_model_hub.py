@@ -15,13 +15,19 @@ from builders import (
     make_corpus,
     one_thread,  # noqa: F401 - a fixture
     pretrain_config,
+    tiny_config,
     write_config,
 )
+from fairseq2.checkpoint import ModelMetadataDumper
+from fairseq2.runtime.dependency import get_dependency_resolver
 from golden import FAIRSEQ, Golden
 
-from hubert_plugin import load_hubert
+from hubert_plugin import load_hubert, load_hubert_ctc
 from hubert_plugin.errors import CheckpointError
+from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
+from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,7 +78,7 @@ def test_run_folder_gives_its_last_step(run_dir: Path) -> None:
     assert (model.config.model_dim, model.config.layer_drop_p) == (32, 0.3)
 
 
-@pytest.mark.parametrize("source", ["checkpoints", "checkpoints/step_6", "."])
+@pytest.mark.parametrize("source", ["checkpoints", "checkpoints/step_6", "checkpoints/step_6/model", "."])
 def test_every_folder_of_a_run_can_be_named(run_dir: Path, source: str) -> None:
     model = load_hubert(str(run_dir / source), step=6)
 
@@ -166,7 +172,7 @@ def test_fairseq_file_cut_off_is_answered_with_a_sentence(tmp_path: Path, share:
 def test_file_of_something_else_is_answered_with_what_is_in_it(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
 
-    with pytest.raises(CheckpointError, match=r"not a fairseq HuBERT pretraining checkpoint.*weights"):
+    with pytest.raises(CheckpointError, match=r"not a HuBERT checkpoint that is known here.*weights"):
         load_hubert(tmp_path / "other.pt")
 
     torch.save([1, 2], tmp_path / "list.pt")
@@ -222,6 +228,60 @@ def test_parameters_of_another_model_are_named(copy: Path) -> None:
 
     for phrase in ("ffn.inner_proj.bias", "unexpected: extra", "expected (32,), found (33,)"):
         assert phrase in str(info.value)
+
+
+def test_run_folder_of_a_recogniser_gives_it_or_its_encoder(tmp_path: Path) -> None:
+    """Written as fairseq2 writes it: the model's description, and the parameters of a step."""
+    config = HubertCtcConfig(encoder=tiny_config(heads=[]), vocab_size=5, symbols=["<s>", "a", "b", "c", "d"])
+
+    state = create_hubert_ctc_model(config).state_dict()
+
+    write_run(tmp_path / "out", "hubert_ctc", config, [state])
+
+    model = load_hubert_ctc(tmp_path / "out")
+
+    assert model.config == config and not model.training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+    encoder = load_hubert(tmp_path / "out").state_dict()
+
+    assert all(torch.equal(v, state[f"hubert.{k}"]) for k, v in encoder.items())
+
+
+def test_shards_of_a_run_are_put_together(tmp_path: Path) -> None:
+    """Fully sharded training writes a file per rank; rows are split."""
+    config = tiny_config()
+
+    state = create_hubert_model(config).state_dict()
+
+    parts = {k: v.chunk(2) for k, v in state.items()}
+
+    # A parameter of one row is in the first shard only.
+    shards = [{k: p[i].clone() for k, p in parts.items() if len(p) > i} for i in range(2)]
+
+    write_run(tmp_path / "out", "hubert", config, shards)
+
+    model = load_hubert(tmp_path / "out")
+
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+    (tmp_path / "out/checkpoints/step_7/model/pp_00/tp_00/sdp_01.pt").write_bytes(b"PK")
+
+    with pytest.raises(CheckpointError, match=r"shards in .* cut off or damaged"):
+        load_hubert(tmp_path / "out")
+
+
+def write_run(folder: Path, family: str, config: object, shards: list[dict[str, torch.Tensor]]) -> None:
+    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)
+
+    dumper.dump(folder / "checkpoints", family, config)
+
+    step = folder / "checkpoints/step_7/model/pp_00/tp_00"
+
+    step.mkdir(parents=True)
+
+    for idx, shard in enumerate(shards):
+        torch.save(shard, step / f"sdp_{idx:02d}.pt")
 
 
 CARD_CODE = """

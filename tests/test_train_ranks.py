@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import (
@@ -168,3 +169,41 @@ def test_a_refusal_is_shown_on_every_rank(corpus: Path, tmp_path: Path) -> None:
 
     assert run.wait() == 2
     assert "rank 1: " in run.text and "num_steps" in run.text
+
+
+def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path) -> None:
+    """1 → 3 → 2 ranks: the steps go on, the epoch's remaining batches are read, and every rank has its own state."""
+    file = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(corpus, regime={"num_steps": 12, "checkpoint_every_n_steps": 3, "validate_every_n_steps": 3}),
+    )
+
+    out = tmp_path / "out"
+
+    wait_for_all(start_ranks(out, file, 1, "regime.num_steps=3"))
+
+    three = start_ranks(out, file, 3, "regime.num_steps=6")
+
+    wait_for_all(three)
+
+    assert "was written by 1 process(es), but 3 run now" in three[0].text
+
+    wait_for_all(start_ranks(out, file, 2))
+
+    records = [r for r in read_metrics(out) if "Loss" in r]
+
+    assert [r["Step"] for r in records] == list(range(1, 13))
+
+    # Rank 0's totals are not counted again for the ranks that joined.
+    total = "Total Number of Examples"
+
+    assert records[3][total] == records[2][total] + records[3]["Number of Examples"]
+
+    assert all(np.isfinite(r["Loss"]) for r in records)
+
+    states = [
+        torch.load(out / f"checkpoints/step_12/trainer/rank_{r:02}.pt", weights_only=False)["_rng_bag"]["generators"][0]
+        for r in range(2)
+    ]
+
+    assert not torch.equal(*states)

@@ -14,6 +14,7 @@ from hubert_plugin.data.manifest import read_manifest
 from hubert_plugin.errors import UnitModelError
 from hubert_plugin.frames import num_labels
 from hubert_plugin.registry import LabelSetSpec
+from hubert_plugin.units.hubert_layer import HubertLayerConfig, HubertLayerSource
 from hubert_plugin.units.label import label_manifest
 from hubert_plugin.units.mfcc import MfccConfig, MfccSource, mfcc
 from hubert_plugin.units.model import KMeansUnitModel, load_units
@@ -134,3 +135,27 @@ def test_fairseqs_files_are_read_and_their_rate_is_inferred(tmp_path: Path) -> N
     write_labels(tmp_path / "out", "train", LabelSetSpec("mfcc", 10, 100), map(np.array, read_km("mfcc")), manifest, {})
 
     assert (tmp_path / "out/train.mfcc").read_bytes() == (tmp_path / "train.mfcc").read_bytes()
+
+
+def test_audio_to_layer_units_reproduces_fairseqs_labels_whole_and_chunk_by_chunk() -> None:
+    """``dump_hubert_feature.py`` on layer 2, with ``max_chunk`` 1600000 and 9000, then ``dump_km_label.py``."""
+    model = load_units(GOLDEN / "km_hubert.joblib", trust_pickle=True)
+
+    source = HubertLayerSource(
+        HubertLayerConfig(model=str(GOLDEN.parent / "fairseq/tiny_post.pt"), layer=2, device="cpu")
+    )
+
+    whole = source.extract(waveforms())
+
+    for features, expected in zip(whole, split_features("hubert"), strict=True):
+        np.testing.assert_allclose(features, expected, atol=2e-5, rtol=0)
+
+    assert [model.assign(f)[0].tolist() for f in whole] == read_km("hubert")
+
+    for waveform, expected in zip(waveforms(), split_features("hubert_chunked"), strict=True):
+        # Chunks know nothing of each other, and a frame is lost at each border (FACTS, T25): ours are never cut so.
+        chunks = source.extract([waveform[i : i + 9_000] for i in range(0, len(waveform), 9_000)])
+
+        np.testing.assert_allclose(np.concatenate(chunks), expected, atol=2e-5, rtol=0)
+
+        np.testing.assert_array_equal(model.assign(np.concatenate(chunks))[0], model.assign(expected)[0])

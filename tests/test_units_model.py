@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 from pathlib import Path
 
@@ -106,6 +107,140 @@ def test_exported_joblib_predicts_the_same_units(tmp_path: Path) -> None:
 
     with pytest.raises(UnitModelError, match=r"no label set 'x'; it has km"):
         model.export_joblib(tmp_path / "y", "x")
+
+
+@pytest.mark.parametrize("module", [b"sklearn.cluster._kmeans", b"sklearn.cluster.k_means_"])
+def test_the_form_of_fairseqs_released_file_is_read(module: bytes, tmp_path: Path) -> None:
+    """``hubert_base_ls960_L9_km500.bin``: 500 centroids of 768 features, pickled by a scikit-learn long gone.
+
+    The attributes are those of that release (0.24), and the even older module is tried, too.
+    """
+    import pickle
+
+    import joblib
+
+    rng = np.random.default_rng(0)
+
+    centroids = rng.standard_normal((500, 768)).astype(np.float32)
+
+    estimator = MiniBatchKMeans.__new__(MiniBatchKMeans)
+
+    estimator.__dict__.update(
+        n_clusters=500,
+        init="k-means++",
+        max_iter=100,
+        tol=0.0,
+        n_init=20,
+        verbose=1,
+        random_state=None,
+        max_no_improvement=100,
+        batch_size=10_000,
+        compute_labels=False,
+        init_size=None,
+        reassignment_ratio=0.0,
+        n_features_in_=768,
+        random_state_=np.random.RandomState(0),
+        counts_=np.ones(500, np.float32),
+        cluster_centers_=centroids,
+        init_size_=30_000,
+        n_iter_=2_000,
+        _sklearn_version="0.24.1",
+    )
+
+    joblib.dump(estimator, tmp_path / "plain.bin")
+
+    if module == b"sklearn.cluster.k_means_":
+        data = pickle.dumps(_Parts(centroids), protocol=2).replace(
+            b"ctest_units_model\n_Parts\n", b"c" + module + b"\nMiniBatchKMeans\n"
+        )
+
+        assert module in data
+    else:
+        data = (tmp_path / "plain.bin").read_bytes()
+
+    (tmp_path / "km500.bin").write_bytes(data)
+
+    with pytest.raises(UnitModelError, match="trust_pickle"):
+        load_units(tmp_path / "km500.bin")
+
+    model = load_units(tmp_path / "km500.bin", trust_pickle=True)
+
+    assert isinstance(model, KMeansUnitModel)
+    assert model.label_sets[0] == LabelSetSpec("km", 500, 50)
+    np.testing.assert_array_equal(model.centroids[0], centroids)
+
+    x = rng.standard_normal((200, 768)).astype(np.float32)
+
+    np.testing.assert_array_equal(
+        model.assign(x)[0], np.square(x[:, None].astype(np.float64) - centroids).sum(axis=2).argmin(axis=1)
+    )
+
+    model.export_joblib(tmp_path / "again.bin")
+
+    np.testing.assert_array_equal(joblib.load(tmp_path / "again.bin").predict(x), model.assign(x)[0])
+
+
+class _Parts:
+    """Pickles as an object of whatever class its name is replaced by."""
+
+    def __init__(self, centroids: np.ndarray) -> None:
+        self.cluster_centers_ = centroids
+        self._sklearn_version = "0.19.1"
+
+
+def test_files_of_the_first_release_still_load(tmp_path: Path) -> None:
+    """Kind ``kmeans`` with several codebooks, as that release wrote ensembles; their fingerprint is unchanged."""
+    import json
+
+    from safetensors.numpy import save_file
+
+    centroids = {"centroids.a": np.eye(3, dtype=np.float32), "centroids.b": np.ones((2, 3), np.float32)}
+
+    record = {
+        "format_version": 1,
+        "kind": "kmeans",
+        "label_sets": [{"name": "a", "size": 3, "rate": 100}, {"name": "b", "size": 2, "rate": 100}],
+        "provenance": {"seed": 5},
+    }
+
+    save_file(centroids, tmp_path / "u", {FORMAT: json.dumps(record)})
+
+    model = load_units(tmp_path / "u")
+
+    assert isinstance(model, KMeansUnitModel)
+    assert model.provenance["seed"] == 5
+
+    digest = hashlib.sha256()
+
+    for name, shape in (("centroids.a", "(3, 3)"), ("centroids.b", "(2, 3)")):
+        digest.update(f"{name} {shape} float32\n".encode() + centroids[name].tobytes())
+
+    assert model.fingerprint == digest.hexdigest()[:16]
+    assert [u.tolist() for u in model.assign(np.array([[0, 1, 0]], np.float32))] == [[1], [0]]
+
+
+def test_what_is_computed_in_fewer_bits_is_assigned_alike() -> None:
+    rng = np.random.default_rng(0)
+
+    centroids = rng.standard_normal((40, 150)).astype(np.float32)
+
+    x = (centroids[rng.integers(40, size=900)] + rng.standard_normal((900, 150))).astype(np.float32)
+
+    model = KMeansUnitModel({LabelSetSpec("km", 40): centroids})
+
+    expected = model.compute_on(precision="fp32").assign(x)[0]
+
+    for precision in ("auto", "bf16", "int8"):
+        np.testing.assert_array_equal(model.compute_on(precision=precision).assign(x)[0], expected)  # type: ignore[arg-type]
+
+
+def test_assign_names_values_that_are_not_finite() -> None:
+    bad = np.zeros((5, 3), np.float32)
+
+    bad[3, 1] = np.nan
+
+    with pytest.raises(UnitModelError, match=r"NaN or infinite values \(first in frame 3 of 5\)"):
+        make_model().assign(bad)
 
 
 def test_reading_a_joblib_file_without_trust_runs_nothing(tmp_path: Path) -> None:

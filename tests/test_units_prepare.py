@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from builders import command_server, wait_until
 
 from hubert_plugin.audio import AudioPolicy
 from hubert_plugin.data.labels import open_labels
@@ -173,6 +174,53 @@ def test_broken_audio_is_named_and_previous_labels_stay(tmp_path: Path) -> None:
     assert stamps(tmp_path) == before
 
 
+def test_a_kill_leaves_nothing_behind_that_the_next_run_does_not_use_or_remove(tmp_path: Path) -> None:
+    make_corpus(tmp_path, 60, 3)
+
+    code = f"""
+from pathlib import Path
+from hubert_plugin.data import label_pieces
+from hubert_plugin.units.mfcc import MfccSource
+from hubert_plugin.units.prepare import ensure_labels
+
+label_pieces.MIN_PIECE_SECONDS = 1  # a corpus of seconds, in many pieces
+
+folder = Path({str(tmp_path)!r})
+
+ensure_labels(folder, ["train", "valid"], label_dir=folder / "killed", name="km", feature_source=MfccSource(),
+              num_clusters=5, num_workers=1)
+"""
+
+    pieces = tmp_path / "killed"
+
+    run = command_server().start(code=code)
+
+    wait_until(lambda: len(list(pieces.glob("train.*.pieces/*.safetensors"))) > 2, run=run)
+
+    run.kill()
+
+    made = {p.name: p.stat().st_mtime_ns for p in pieces.glob("train.*.pieces/*.safetensors")}
+
+    assert made and not (pieces / "train.km").exists()
+
+    for name in ("units.safetensors", "train.km", "train.km.json", "dict.km.txt", "valid.km"):
+        (pieces / f".{name}.abcd1234.tmp").touch()  # wherever a kill may meet a write
+
+    (pieces / "labels.lock").touch()
+
+    run = command_server().run(code=code)
+
+    assert run.poll() == 0, run.raw
+
+    unbroken = command_server().run(code=code.replace("killed", "unbroken"))
+
+    assert unbroken.poll() == 0, unbroken.raw
+
+    ours, theirs = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("killed", "unbroken"))
+
+    assert ours == theirs and len(ours) == 6  # no hidden file, no folder of pieces
+
+
 def test_too_many_clusters_for_the_corpus_is_a_sentence(tmp_path: Path) -> None:
     make_corpus(tmp_path, 1, 1)
 
@@ -186,7 +234,7 @@ class FakeModel:
     def eval(self) -> FakeModel:
         return self
 
-    def extract_features(self, waveforms, layer):  # type: ignore[no-untyped-def]
+    def extract_features(self, waveforms, layer, **options):  # type: ignore[no-untyped-def]
         import torch
 
         return [torch.full(((len(w) - 400) // 320 + 1, 6), float(layer)) for w in waveforms]
@@ -195,7 +243,7 @@ class FakeModel:
 def test_a_layer_of_a_model_is_a_feature_source(monkeypatch: pytest.MonkeyPatch) -> None:
     import hubert_plugin
 
-    monkeypatch.setattr(hubert_plugin, "load_hubert", lambda name: FakeModel(), raising=False)
+    monkeypatch.setattr(hubert_plugin, "load_hubert", lambda name, **kwargs: FakeModel(), raising=False)
 
     source = HubertLayerSource(HubertLayerConfig(model="hubert_base", layer=3))
 
@@ -212,7 +260,7 @@ def test_a_layer_of_a_model_is_a_feature_source(monkeypatch: pytest.MonkeyPatch)
 def test_a_unit_model_for_other_features_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hubert_plugin
 
-    monkeypatch.setattr(hubert_plugin, "load_hubert", lambda name: FakeModel(), raising=False)
+    monkeypatch.setattr(hubert_plugin, "load_hubert", lambda name, **kwargs: FakeModel(), raising=False)
 
     make_corpus(tmp_path, 3, 1)
 

@@ -1,4 +1,4 @@
-"""Listing the members of uncompressed zip and tar archives as byte ranges that need no unpacking."""
+"""Finding the members of uncompressed archives (zip, tar, kaldi's arks) as byte ranges that need no unpacking."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hubert_plugin.errors import AudioError
+
+_PLACEHOLDER_SIZE = 0x7FFFF000  # bytes; streams announce the largest number of their field, or nearly
 
 _LOCAL_HEADER_SIZE = 30  # bytes, up to the name; APPNOTE.TXT of the zip format, section 4.3.7
 
@@ -38,6 +40,53 @@ def iter_archive_members(path: Path | str, extensions: Collection[str] | None = 
             yield name, f"{path.name}:{offset}:{length}"
     except (OSError, EOFError, struct.error, zipfile.BadZipFile, tarfile.TarError) as ex:
         raise AudioError(f"'{path}' cannot be read as an archive: {ex}.") from ex
+
+
+def locate_in_ark(path: Path | str, offset: int, end: int | None = None) -> tuple[int, int]:
+    """Return the byte range of the audio that begins at ``offset`` of a kaldi archive: its offset and length.
+
+    The audio is a WAV file, as kaldi writes it, whose header tells the length; a file after kaldiio's mark ``AUDIO``
+    and a length; or another file (FLAC) that goes on to ``end``.
+
+    :param end: Where the next object begins, as far as is known; ``None``: the end of the archive.
+    :raises AudioError: There is no audio, or the archive ends before it does.
+    """
+    try:
+        with open(path, "rb") as fp:
+            size = os.fstat(fp.fileno()).st_size
+
+            fp.seek(offset)
+
+            head = fp.read(16)
+    except OSError as ex:
+        raise AudioError(f"'{path}' cannot be read: {ex.strerror or ex}.") from ex
+
+    end = size if end is None else min(end, size)
+
+    if head[:5] == b"AUDIO" and len(head) > 5:
+        width = head[5]
+
+        start, length = offset + 6 + width, int.from_bytes(head[6 : 6 + width], "little")
+    elif head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        start, length = offset, 8 + int.from_bytes(head[4:8], "little")
+
+        if length >= _PLACEHOLDER_SIZE:  # written to a pipe, before the length was known
+            length = end - offset
+    elif head[:4] in (b"fLaC", b"OggS"):
+        start, length = offset, end - offset
+    else:
+        raise AudioError(
+            f"'{path}:{offset}' holds no audio: expected a WAV or FLAC file, found {head[:8]!r}"
+            f"{' (the archive ends there or before)' if not head else ''}."
+        )
+
+    if start + length > size:
+        raise AudioError(
+            f"'{path}:{offset}' is cut off: {length:,} bytes of audio were announced from byte {start:,} on, but the "
+            f"archive has {size:,} bytes."
+        )
+
+    return start, length
 
 
 def _iter_zip(path: Path, extensions: Collection[str] | None) -> Iterator[tuple[str, int, int]]:

@@ -64,11 +64,16 @@ def open_sound(source: AudioSource, *, in_memory: bool = True) -> Iterator[sound
 
 
 def count_frames(sound: soundfile.SoundFile, source: AudioSource) -> int:
-    """Return the number of samples per channel, decoding where the header is no proof.
+    """Return the number of samples per channel (of the segment), decoding where the header is no proof.
 
     :raises AudioError: The audio ends early or is damaged.
     """
     count = 0
+
+    if source.stop is not None:
+        _check_segment(sound, source)
+
+        return source.stop - source.start
 
     try:
         if sound.format != "MP3":
@@ -91,11 +96,14 @@ def count_frames(sound: soundfile.SoundFile, source: AudioSource) -> int:
 
 
 def read_frames(sound: soundfile.SoundFile, source: AudioSource) -> NDArray[np.float32]:
-    """Decode all samples, nominally in [-1, 1]. *Shape:* (n, channels).
+    """Decode all samples (of the segment), nominally in [-1, 1]. *Shape:* (n, channels).
 
     :raises AudioError: The audio ends early or is damaged.
     """
     count = 0
+
+    if source.stop is not None:
+        return _read_segment(sound, source, source.stop)
 
     try:
         if sound.frames <= _MAX_SINGLE_READ:
@@ -115,6 +123,36 @@ def read_frames(sound: soundfile.SoundFile, source: AudioSource) -> NDArray[np.f
     _check_count(sound, source, len(frames))
 
     return frames
+
+
+def _read_segment(sound: soundfile.SoundFile, source: AudioSource, stop: int) -> NDArray[np.float32]:
+    _check_segment(sound, source)
+
+    count = 0
+
+    try:
+        sound.seek(source.start)
+
+        frames = sound.read(stop - source.start, dtype="float32", always_2d=True)
+
+        count = len(frames)
+    except soundfile.SoundFileError as ex:
+        raise _damaged(sound, source, count) from ex
+
+    if count != stop - source.start:
+        raise _damaged(sound, source, count)
+
+    return frames
+
+
+def _check_segment(sound: soundfile.SoundFile, source: AudioSource) -> None:
+    assert source.stop is not None
+
+    if not source.start < source.stop <= sound.frames:
+        raise AudioError(
+            f"'{source}' is no segment of its audio, which has {sound.frames} samples: expected a start before a stop, "
+            "and the stop within. Was the audio changed after the manifest was made?"
+        )
 
 
 def _check_header(sound: soundfile.SoundFile, source: AudioSource) -> None:

@@ -1,7 +1,8 @@
-"""Where the bytes of an utterance lie: a file, or a byte range of an uncompressed archive.
+"""Where an utterance lies: a file, or a byte range of an uncompressed archive, or a segment of one of these.
 
-A manifest names both in one string, relative to its root, as fairseq does: ``dir/utt.flac`` or
-``dir/archive.zip:offset:length`` (``.tar`` likewise), offset and length in bytes.
+A manifest names them in one string, relative to its root, the first two as fairseq does: ``dir/utt.flac``,
+``dir/archive.zip:offset:length`` (``.tar`` and kaldi's ``.ark`` likewise), offset and length in bytes; a segment is
+``dir/recording.flac[start:stop]``, in samples at the file's own rate, the last one not included.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 ARCHIVE_EXTENSIONS: Final = (".tar", ".zip")
 """Archives whose members can be read in place."""
 
-_SLICE = re.compile(r"(?P<path>.+\.(?:zip|tar)):(?P<offset>[0-9]+):(?P<length>[0-9]+)", re.IGNORECASE | re.DOTALL)
+_SLICE = re.compile(r"(?P<path>.+\.(?:zip|tar|ark)):(?P<offset>[0-9]+):(?P<length>[0-9]+)", re.IGNORECASE | re.DOTALL)
+
+_SEGMENT = re.compile(r"(?P<ref>.+)\[(?P<start>[0-9]+):(?P<stop>[0-9]+)\]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,43 @@ class AudioSource:
     length: int = 0
     """The number of bytes inside the archive."""
 
+    start: int = 0
+    """The first sample of the segment, at the rate of the file."""
+
+    stop: int | None = None
+    """The first sample after the segment; ``None``: the utterance is the whole audio."""
+
     @override
     def __str__(self) -> str:
-        return self.path if self.offset is None else f"{self.path}:{self.offset}:{self.length}"
+        text = self.path if self.offset is None else f"{self.path}:{self.offset}:{self.length}"
+
+        return text if self.stop is None else f"{text}[{self.start}:{self.stop}]"
 
 
 def resolve_ref(root: Path | str, ref: str) -> AudioSource:
     """Return where the manifest entry ``ref`` lies; nothing is opened."""
     path, offset, length = split_ref(ref)
 
-    return AudioSource(os.path.join(root, path), offset, length)
+    _, start, stop = split_segment(ref)
+
+    return AudioSource(os.path.join(root, path), offset, length, start, stop)
+
+
+def split_segment(ref: str) -> tuple[str, int, int | None]:
+    """Split a manifest entry into that of the whole audio, and the samples of the segment (0 and ``None``: all)."""
+    if not ref.endswith("]") or (match := _SEGMENT.fullmatch(ref)) is None:
+        return ref, 0, None
+
+    return match["ref"], int(match["start"]), int(match["stop"])
 
 
 def split_ref(ref: str) -> tuple[str, int | None, int]:
-    """Split a manifest entry into path, offset and length in bytes; the offset of an ordinary file is ``None``."""
+    """Split a manifest entry into path, offset and length in bytes; the offset of an ordinary file is ``None``.
+
+    Which segment of it is meant says :func:`split_segment`.
+    """
+    ref = split_segment(ref)[0]
+
     # The regular expression costs more than all the rest for the ordinary entry, which ends in no digit.
     if not ref[-1:].isdigit() or (match := _SLICE.fullmatch(ref)) is None:
         return ref, None, 0

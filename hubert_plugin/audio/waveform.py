@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,9 @@ class AudioInfo:
     num_channels: int
     """The number of channels of the file."""
 
+    num_file_samples: int = field(default=0, compare=False)
+    """The number of samples per channel at the rate of the file."""
+
 
 def probe_audio(root: Path, ref: str) -> AudioInfo:
     """Return length, rate and channels of the manifest entry ``ref``, from its header where that can be trusted.
@@ -47,7 +50,7 @@ def probe_audio(root: Path, ref: str) -> AudioInfo:
     with open_sound(source, in_memory=False) as sound:
         count = count_frames(sound, source)
 
-        return AudioInfo(resampled_length(count, sound.samplerate), sound.samplerate, sound.channels)
+        return AudioInfo(resampled_length(count, sound.samplerate), sound.samplerate, sound.channels, count)
 
 
 def read_waveform(
@@ -58,7 +61,8 @@ def read_waveform(
     Channels are averaged, then the rate is converted, then the whole is normalised if ``policy`` says so. Without
     normalisation values are nominally in [-1, 1]: float files and resampling may pass the limits a little.
 
-    :param ref: A path relative to ``root`` or ``archive.zip:offset:length`` (bytes).
+    :param ref: A path relative to ``root`` or ``archive.zip:offset:length`` (bytes), with ``[start:stop]`` (samples of
+        the file) for a segment.
     :param expected_samples: The number of samples at 16 kHz that the manifest says, if it is to be checked.
     :raises AudioError: The file is missing, no audio, truncated, empty, below 400 samples (one frame), not finite, of
         another rate while the policy refuses that, or of another length than expected.

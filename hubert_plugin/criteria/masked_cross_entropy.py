@@ -7,6 +7,10 @@ u::
 
     F = (α > 0) · #masked + (α < 1) · #unmasked          # fairseq's `sample_size`, of the first label set (trap T13)
 
+One head, cluster ensembles, product codebooks and multicluster prediction over layers differ only in their heads. Where
+the model runs two views (MS-HuBERT), every frame counts twice, in the sums and in F; of heads that take no part in an
+update the terms are missing, and F stays.
+
 Sums, not means: the trainer divides the gradients by Σ F over ranks and accumulated batches (trap T12). Every
 cross-entropy is float32. α = 1 is the paper's choice; fairseq's weights (1, 0), (0, 1) and (.5, .5) are α = 1, 0 and
 .5.
@@ -18,6 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
+import numpy as np
 import torch
 from fairseq2.metrics import Mean, MetricBag, Sum
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
@@ -27,6 +32,7 @@ from torch.nn import Module
 from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
+from hubert_plugin.criteria.head_metrics import HEAD_METRICS, UnitUsage, metric_suffixes
 from hubert_plugin.registry import Criterion, register_criterion
 
 if TYPE_CHECKING:
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from hubert_plugin.models.hubert.model import HubertModel, HubertOutput
 
 MASKED_CROSS_ENTROPY: Final = "masked_cross_entropy"
+
+_HEAD_STREAM: Final = 0x48454144
 
 
 @dataclass(kw_only=True)
@@ -66,10 +74,10 @@ class MaskedLoss:
     """*Shape:* ()."""
 
     masked: list[Tensor]
-    """For each head, Σ CE over masked frames, unweighted."""
+    """For each head that took part, Σ CE over masked frames, unweighted."""
 
     unmasked: list[Tensor]
-    """For each head, Σ CE over unmasked frames, unweighted; empty where there are none."""
+    """For each head that took part, Σ CE over unmasked frames, unweighted; empty where there are none."""
 
     feature_penalty: Tensor
     """The weighted penalty, multiplied by ``num_targets``."""
@@ -88,24 +96,27 @@ class MaskedCrossEntropy(Criterion):
         :param base_model: The model itself.
         """
         self._module = module
+        self._base_model = base_model
+        self._step_nr = 0
         self._alpha = config.alpha
         self._penalty_weight = config.feature_penalty_weight
         self._weights = [float(h.weight) for h in base_model.target_heads]
 
-        # Metrics of label set 0 have plain names (DESIGN, decision 9); those of the others say which.
-        label_sets = [h.label_set for h in base_model.target_heads]
+        self._sizes = [int(h.size) for h in base_model.target_heads]
 
-        self._suffixes = ["", *(f"/{name}" for name in label_sets[1:])]
+        self._suffixes = metric_suffixes([h.label_set for h in base_model.target_heads])
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         metric_bag.add("loss", Mean())
         metric_bag.add("feature_penalty", Mean())
 
-        for suffix in self._suffixes:
+        for suffix, size in zip(self._suffixes, self._sizes, strict=True):
             for kind in ("masked", "unmasked"):
                 metric_bag.add(f"{kind}_loss{suffix}", Mean())
                 metric_bag.add(f"{kind}_accuracy{suffix}", Mean())
+
+            metric_bag.add(f"unit_usage{suffix}", UnitUsage(size))
 
         for name in ("num_examples", "num_masked_frames", "num_frames", "audio_seconds", "padded_seconds"):
             metric_bag.add(name, Sum())
@@ -113,6 +124,10 @@ class MaskedCrossEntropy(Criterion):
         metric_bag.add("num_skipped", Sum())
         metric_bag.add("total_num_examples", Sum())
         metric_bag.add("total_audio_hours", Sum())
+
+    def set_step_nr(self, step_nr: int) -> None:
+        """Say which update the next batches belong to: all batches of an update, on all ranks, drop the same heads."""
+        self._step_nr = step_nr
 
     @override
     def __call__(self, batch: HubertBatch, metric_bag: MetricBag) -> tuple[Tensor, int]:
@@ -133,41 +148,52 @@ class MaskedCrossEntropy(Criterion):
             masked_indices=batch.masked_indices,
             unmasked_indices=batch.unmasked_indices,
             unmasked_grad=self._alpha < 1.0,
+            heads=self._draw_heads(),
         )
+
+    def _draw_heads(self) -> list[int] | None:
+        num_dropped = self._base_model.config.num_dropped_heads
+
+        if not self._base_model.training or num_dropped == 0:
+            return None
+
+        return draw_heads(len(self._sizes), num_dropped, self._step_nr)
 
     def compute_loss(self, output: HubertOutput, batch: HubertBatch) -> MaskedLoss:
         """Return the loss of ``output``."""
-        alpha = self._alpha
+        alpha, views = self._alpha, output.num_views
 
         masked = [
-            cross_entropy(logits, targets, reduction="sum")
-            for logits, targets in zip(output.masked_logits, batch.masked_targets, strict=True)
+            cross_entropy(logits, _repeat(batch.masked_targets[k], views), reduction="sum")
+            for k, logits in zip(output.heads, output.masked_logits, strict=True)
         ]
 
         unmasked = [
-            cross_entropy(logits, targets, reduction="sum")
-            for logits, targets in zip(output.unmasked_logits, batch.unmasked_targets, strict=False)
+            cross_entropy(logits, _repeat(batch.unmasked_targets[k], views), reduction="sum")
+            for k, logits in zip(output.heads, output.unmasked_logits, strict=False)
         ]
 
         # Both counts came with the batch from the CPU: no host synchronisation.
         num_targets = 0
 
         if alpha > 0.0:
-            num_targets += batch.num_masked
+            num_targets += views * batch.num_masked
 
         if alpha < 1.0:
-            num_targets += batch.num_unmasked
+            num_targets += views * batch.num_unmasked
+
+        weights = [self._weights[k] for k in output.heads]
 
         feature_penalty = self._penalty_weight * num_targets * output.feature_penalty
 
         total = feature_penalty
 
-        for weight, loss in zip(self._weights, masked, strict=True):
+        for weight, loss in zip(weights, masked, strict=True):
             # With α = 0 the masked frames' projections must still get (zero) gradients in data-parallel training.
             total = total + (alpha * weight) * loss
 
         if alpha < 1.0:
-            for weight, loss in zip(self._weights, unmasked, strict=False):
+            for weight, loss in zip(weights, unmasked, strict=False):
                 total = total + ((1.0 - alpha) * weight) * loss
 
         return MaskedLoss(total, masked, unmasked, feature_penalty, num_targets)
@@ -184,15 +210,24 @@ class MaskedCrossEntropy(Criterion):
         mean("loss", loss.total / math.log(2), loss.num_targets)
         mean("feature_penalty", loss.feature_penalty / math.log(2), loss.num_targets)
 
-        views = (
-            ("masked", output.masked_logits, batch.masked_targets, loss.masked, batch.num_masked),
-            ("unmasked", output.unmasked_logits, batch.unmasked_targets, loss.unmasked, batch.num_unmasked),
+        views = output.num_views
+
+        kinds = (
+            ("masked", output.masked_logits, batch.masked_targets, loss.masked, views * batch.num_masked),
+            ("unmasked", output.unmasked_logits, batch.unmasked_targets, loss.unmasked, views * batch.num_unmasked),
         )
 
-        for kind, all_logits, all_targets, losses, count in views:
-            for suffix, logits, targets, value in zip(self._suffixes, all_logits, all_targets, losses, strict=False):
+        for kind, all_logits, all_targets, losses, count in kinds:
+            for k, logits, value in zip(output.heads, all_logits, losses, strict=False):
+                suffix = self._suffixes[k]
+
+                units = logits.argmax(dim=-1)
+
                 mean(f"{kind}_loss{suffix}", value / math.log(2), count)
-                mean(f"{kind}_accuracy{suffix}", (logits.argmax(dim=-1) == targets).sum(), count)
+                mean(f"{kind}_accuracy{suffix}", (units == _repeat(all_targets[k], views)).sum(), count)
+
+                if kind == "masked":
+                    metric_bag.get(f"unit_usage{suffix}", UnitUsage).update(units)
 
         metric_bag.get("num_examples", Sum).update(batch.num_examples)
         metric_bag.get("num_masked_frames", Sum).update(batch.num_masked)
@@ -210,9 +245,32 @@ class MaskedCrossEntropy(Criterion):
 
         padded, audio, num_frames = pop("padded_seconds"), pop("audio_seconds"), pop("num_frames")
 
+        for suffix in self._suffixes:
+            # A head that took no part since the last report has nothing to tell.
+            if float(str(_item(values.get(f"unit_usage{suffix}", 1.0)))) == 0.0:
+                for name in HEAD_METRICS:
+                    values.pop(name + suffix, None)
+
         values["padding_share"] = padded / (padded + audio) if padded + audio > 0 else 0.0
         values["audio_seconds"] = audio
         values["masked_share"] = float(str(_item(values["num_masked_frames"]))) / num_frames if num_frames else 0.0
+
+
+def draw_heads(num_heads: int, num_dropped: int, step_nr: int) -> list[int]:
+    """Return the indices, ascending, of the heads that take part in an update.
+
+    Nothing but the number of the update decides, so that all ranks agree without a word, and a resumed run goes on with
+    the same draws. At least one head takes part.
+    """
+    rng = np.random.default_rng([_HEAD_STREAM, step_nr])
+
+    kept: list[int] = rng.permutation(num_heads)[: max(num_heads - num_dropped, 1)].tolist()
+
+    return sorted(kept)
+
+
+def _repeat(targets: Tensor, num_views: int) -> Tensor:
+    return targets if num_views == 1 else targets.repeat(num_views)
 
 
 def _item(value: object) -> object:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 from fairseq2.metrics import MetricBag
 from fairseq2.recipe import EvalUnit, TrainUnit
@@ -12,6 +13,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from hubert_plugin.registry import Criterion
+
+
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """A criterion that wants to know which update the next batches belong to."""
+
+    def set_step_nr(self, step_nr: int) -> None: ...
+
+
+@dataclass
+class ProcessedBatch:
+    """A batch of the current update."""
+
+    batch: Any
+
+    loss: Tensor
+    """The summed loss, without gradient. *Shape:* ()."""
 
 
 @final
@@ -27,6 +45,20 @@ class TrainStep(TrainUnit[Any]):
 
         self._trainer: Trainer | None = None
 
+        self._metric_bag: MetricBag | None = None
+
+        self.step_nr = 0
+        """The number of the current update."""
+
+        self.current: Any = None
+        """The batch that was taken up last."""
+
+        self.processed: list[ProcessedBatch] = []
+        """The batches of the current update whose loss is known."""
+
+        self.count_skipped: Callable[[], int] | None = None
+        """Returns the number of updates that were skipped since it was last called; set by who skips them."""
+
     def observe(self, trainer: Trainer) -> None:
         """Take the time of reading and computing, from which the throughput follows, from ``trainer``."""
         self._trainer = trainer
@@ -36,12 +68,40 @@ class TrainStep(TrainUnit[Any]):
         self._criterion.prepare_metric_bag(metric_bag)
 
     @override
+    def set_step_nr(self, step_nr: int) -> None:
+        self.step_nr = step_nr
+
+        self.processed.clear()
+
+        if isinstance(self._criterion, FollowsSteps):
+            self._criterion.set_step_nr(step_nr)
+
+    @override
     def process_batch(self, batch: Any, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
-        return self._criterion(batch, metric_bag)
+        self.current, self._metric_bag = batch, metric_bag
+
+        loss, num_targets = self._criterion(batch, metric_bag)
+
+        self.processed.append(ProcessedBatch(batch, loss.detach()))
+
+        return loss, num_targets
+
+    def forget_nonfinite_metrics(self) -> None:
+        """Let metrics that are not finite any more begin anew; else one bad batch would spoil a whole report."""
+        metrics = {} if self._metric_bag is None else self._metric_bag.metrics
+
+        for metric in metrics.values():
+            state = metric.state_dict().values()
+
+            if not all(bool(v.isfinite().all()) for v in state if isinstance(v, Tensor)):
+                metric.reset()
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
         self._criterion.process_metric_values(values)  # type: ignore[arg-type]
+
+        if self.count_skipped is not None:
+            values["num_skipped_updates"] = self.count_skipped()
 
         values["data_wait_seconds"] = self._read_wait_seconds()
 
@@ -66,13 +126,22 @@ class EvalStep(EvalUnit[Any]):
         self.last_values: dict[str, float] = {}
         """The values of the last validation, on rank 0."""
 
+        self.current: Any = None
+        """The batch that was taken up last; ``None`` outside of validation."""
+
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         self._criterion.prepare_metric_bag(metric_bag)
 
     @override
     def process_batch(self, batch: Any, metric_bag: MetricBag) -> None:
+        self.current = batch
+
         self._criterion(batch, metric_bag)
+
+    @override
+    def finalize(self, metric_bag: MetricBag) -> None:
+        self.current = None
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:

@@ -37,6 +37,10 @@ class HubertDatasetConfig:
     labels: list[str] = field(default_factory=list)
     """The names of the label sets, such as ``km``."""
 
+    feature_files: Path | None = None
+    """Features in files: kaldi's (a folder, ``feats.scp``) or fairseq's dumps. The feature sources ``kaldi`` and
+    ``fairseq`` find them by the card's name."""
+
     demo: bool = False
     """If true, the manifest is that of the embedded corpus, which is made when it is first used."""
 

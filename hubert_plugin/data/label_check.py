@@ -217,7 +217,7 @@ def infer_rate(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> int | Non
     best_rate, best_fit = None, 0.5
 
     for rate in SUPPORTED_LABEL_RATES:
-        fit = float(_fits(counts, expected_counts(sizes, rate), rate).mean()) if len(counts) else 0.0
+        fit = float(fits(counts, expected_counts(sizes, rate), rate).mean()) if len(counts) else 0.0
 
         if fit > best_fit:
             best_rate, best_fit = rate, fit
@@ -260,9 +260,9 @@ def check_labels(path: Path, parsed: ParsedLabels, manifest: Manifest, rate: int
 
     expected = expected_counts(manifest.sizes, rate)
 
-    for idx in np.flatnonzero(~_fits(counts, expected, rate)).tolist():
+    for idx in np.flatnonzero(~fits(counts, expected, rate)).tolist():
         if idx + 1 not in problems:
-            problems[idx + 1] = _length_problem(int(counts[idx]), int(expected[idx]), rate, manifest, idx)
+            problems[idx + 1] = length_problem(int(counts[idx]), int(expected[idx]), rate, manifest, idx)
 
     if problems:
         # If another rate fits, then the rate is what is wrong, not every line of the file.
@@ -276,11 +276,13 @@ def check_labels(path: Path, parsed: ParsedLabels, manifest: Manifest, rate: int
     return rate
 
 
-def _fits(counts: NDArray[np.int64], expected: NDArray[np.int64], rate: int) -> NDArray[np.bool_]:
+def fits(counts: NDArray[np.int64], expected: NDArray[np.int64], rate: int) -> NDArray[np.bool_]:
+    """Tell which utterances have as many labels as they should, within the tolerance. *Shape:* (N,)."""
     return (np.abs(counts - expected) <= LENGTH_TOLERANCE[rate]) & ((counts > 0) | (expected == 0))
 
 
-def _length_problem(count: int, expected: int, rate: int, manifest: Manifest, idx: int) -> str:
+def length_problem(count: int, expected: int, rate: int, manifest: Manifest, idx: int) -> str:
+    """Return what is wrong with the number of labels of utterance ``idx``."""
     audio = (
         f"'{manifest.ids[idx]}' ({int(manifest.sizes[idx])} samples, {manifest.path.name}:{idx + 2}) has {expected} "
         f"frames at {rate} Hz"

@@ -107,24 +107,39 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as ex:
         raise LabelError(f"'{sidecar_file}', the record of '{path.name}', cannot be read: {ex}") from ex
 
+    check_record(sidecar_file, content)
+
+    return dict(content)
+
+
+def check_record(path: Path, content: object) -> None:
+    """Check that ``content``, which was read from ``path``, is a record of labels that this release understands.
+
+    :raises LabelError: It is not.
+    """
     keys = {"label_set", "manifest_fingerprint", "num_utterances", "num_bytes", "digest"}
 
     if not isinstance(content, dict) or content.get("format") != FORMAT or not keys <= content.keys():
-        raise LabelError(f"'{sidecar_file}' must be a record of labels (format '{FORMAT}'), but is something else.")
+        raise LabelError(f"'{path}' must be a record of labels (format '{FORMAT}'), but is something else.")
 
     if content.get("format_version") != FORMAT_VERSION:
         raise LabelError(
-            f"'{sidecar_file}' has the format version {content.get('format_version')}; this release reads "
-            f"{FORMAT_VERSION}. Update fairseq2-hubert."
+            f"'{path}' has the format version {content.get('format_version')}; this release reads {FORMAT_VERSION}. "
+            "Update fairseq2-hubert."
         )
-
-    return content
 
 
 def sidecar_problems(
-    sidecar: Mapping[str, Any], path: Path, data: bytes, manifest: Manifest, unit_model_fingerprint: str | None
+    sidecar: Mapping[str, Any],
+    path: Path,
+    data: bytes | None,
+    manifest: Manifest,
+    unit_model_fingerprint: str | None,
 ) -> list[str]:
-    """Return why the sidecar of ``path`` does not belong to its labels, to the manifest or to the unit model."""
+    """Return why the sidecar of ``path`` does not belong to its labels, to the manifest or to the unit model.
+
+    :param data: The labels themselves; ``None``: they are not compared.
+    """
     problems = []
 
     if sidecar["manifest_fingerprint"] != manifest.fingerprint:
@@ -141,7 +156,9 @@ def sidecar_problems(
             f"they were made by another unit model: fingerprint {made_by}, but {unit_model_fingerprint} was asked for"
         )
 
-    if sidecar["num_bytes"] != len(data) or sidecar["digest"] != hashlib.sha256(data).hexdigest()[:16]:
+    if data is not None and (
+        sidecar["num_bytes"] != len(data) or sidecar["digest"] != hashlib.sha256(data).hexdigest()[:16]
+    ):
         problems.append(
             f"they are not the labels that '{path.name}.json' tells of ({sidecar['num_bytes']} bytes, digest "
             f"{sidecar['digest']}): the file has {len(data)} bytes, or was changed. Label again, or delete the record "

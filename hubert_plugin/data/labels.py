@@ -1,4 +1,4 @@
-"""Label stores: fairseq's label files with a record of where they come from.
+"""Label stores: fairseq's label files or a mapped binary form, with a record of where the labels come from.
 
 A label set ``km`` of a split ``train`` is three files in a folder:
 
@@ -6,9 +6,14 @@ A label set ``km`` of a split ``train`` is three files in a folder:
 - ``dict.km.txt``: the units, one ``symbol count`` a line (fairseq's), shared by the splits;
 - ``train.km.json``: the sidecar: size, rate, and the fingerprints of the manifest, of the unit model and of the labels
   themselves. Labels without one (made by fairseq) are read all the same; labels whose sidecar tells of another
-  manifest, of another unit model or of other labels are refused.
+  manifest, of another unit model or of other labels are refused;
 
-Labels are in memory as one array of 16-bit units and an array of offsets: 2 bytes a label, 16 an utterance.
+or it is one file, ``train.km.safetensors``, with the same record in it (:mod:`hubert_plugin.data.label_binary`). A
+folder may hold several label sets, each with a size and a rate of its own, in either form. Whoever opens labels need
+not know which.
+
+Text labels are in memory as one array of 16-bit units and an array of offsets: 2 bytes a label, 16 an utterance.
+Binary labels are mapped: they take what is used.
 """
 
 from __future__ import annotations
@@ -20,10 +25,12 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from hubert_plugin.data.label_binary import SUFFIX, BinaryLabels, binary_path, open_binary_labels
 from hubert_plugin.data.label_check import check_labels, expected_counts, parse_labels, usable_counts
 from hubert_plugin.data.label_meta import read_dict as read_dict
 from hubert_plugin.data.label_meta import read_sidecar as read_sidecar
 from hubert_plugin.data.label_meta import sidecar_problems, symbol_table
+from hubert_plugin.data.label_writer import LabelForm as LabelForm
 from hubert_plugin.data.label_writer import LabelWriter as LabelWriter
 from hubert_plugin.data.label_writer import write_labels as write_labels
 from hubert_plugin.errors import LabelError, format_problems
@@ -49,34 +56,51 @@ class LabelSet:
         spec: LabelSetSpec,
         values: NDArray[Any],
         offsets: NDArray[np.int64],
-        counts: NDArray[np.int64],
+        counts: NDArray[np.int64] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         """
         :param values: The labels of all utterances, one after another.
-        :param offsets: Where each utterance begins in ``values``. *Shape:* (N,).
-        :param counts: How many labels of each utterance are used. *Shape:* (N,).
+        :param offsets: Where each utterance begins in ``values``. *Shape:* (N,), or (N + 1,) without ``counts``.
+        :param counts: How many labels of each utterance are used (*Shape:* (N,)); ``None``: all up to the next one, and
+            ``values`` were not looked at yet, so each utterance is checked when it is asked for.
         """
         self.spec, self.provenance = spec, provenance
 
         self._values, self._offsets, self._counts = values, offsets, counts
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._offsets) - (self._counts is None)
 
     def __getitem__(self, idx: int) -> NDArray[np.int32]:
-        """Return the labels of utterance ``idx``: one for each frame, cut to its audio. *Shape:* (L,)."""
-        start = self._offsets[idx]
+        """Return the labels of utterance ``idx``: one for each frame, cut to its audio. *Shape:* (L,).
 
-        return self._values[start : start + self._counts[idx]].astype(np.int32)
+        :raises LabelError: They are no units (binary labels that were damaged after they were made).
+        """
+        start = int(self._offsets[idx])
+
+        labels: NDArray[np.int32] = self._values[start : start + self.num_labels(idx)].astype(np.int32)
+
+        if self._counts is None and len(labels) and not 0 <= labels.min() <= labels.max() < self.spec.size:
+            raise LabelError(
+                f"The binary labels '{self.spec.name}' are damaged: utterance {idx} (counted from 0) has the labels "
+                f"{labels.min()} … {labels.max()}, but the units are 0 … {self.spec.size - 1}. Label again."
+            )
+
+        return labels
 
     def num_labels(self, idx: int) -> int:
         """Return how many labels utterance ``idx`` has: as many as frames, or up to 20 ms less (``label_check``)."""
+        if self._counts is None:
+            return int(self._offsets[idx + 1] - self._offsets[idx])
+
         return int(self._counts[idx])
 
     def num_frames(self) -> NDArray[np.int64]:
         """Return how many frames (50 Hz) of each utterance have a label. *Shape:* (N,)."""
-        return -(-self._counts // labels_per_frame(self.spec.rate))
+        counts = np.diff(self._offsets) if self._counts is None else self._counts
+
+        return -(-counts // labels_per_frame(self.spec.rate))
 
     def unit_counts(self) -> NDArray[np.int64]:
         """Return how often each unit occurs, labels beyond the audio included. *Shape:* (K,)."""
@@ -98,7 +122,7 @@ def open_labels(
     size: int | None = None,
     unit_model_fingerprint: str | None = None,
 ) -> LabelSet:
-    """Read and check the labels ``<split>.<name>`` of a manifest.
+    """Open the labels ``<split>.<name>`` of a manifest. Text is read and checked; the binary form was when it was made.
 
     :param rate: Labels per second, 50 or 100; ``None`` takes it from the sidecar, or infers it from the lengths.
     :param size: The number of units; ``None`` takes it from ``dict.<name>.txt``, which is optional otherwise.
@@ -107,6 +131,17 @@ def open_labels(
         with all problems of the file.
     """
     path = Path(label_dir) / f"{split}.{name}"
+
+    binary = binary_path(label_dir, split, name)
+
+    if binary.exists():
+        if path.exists():
+            raise LabelError(
+                f"There are two forms of the same labels, '{path}' and '{binary.name}', which may differ. Remove one, "
+                "or label again."
+            )
+
+        return _open_binary(binary, name, manifest, rate, size, unit_model_fingerprint)
 
     try:
         data = path.read_bytes()
@@ -153,6 +188,19 @@ def open_labels(
     )
 
 
+def _open_binary(
+    path: Path, name: str, manifest: Manifest, rate: int | None, size: int | None, unit_model_fingerprint: str | None
+) -> LabelSet:
+    labels: BinaryLabels = open_binary_labels(path)
+
+    if problems := sidecar_problems(labels.record, path, None, manifest, unit_model_fingerprint):
+        raise LabelError(format_problems(f"The labels in '{path}' cannot be used:", problems))
+
+    rate, size = _agree(path, labels.record["label_set"], rate=rate, size=size)
+
+    return LabelSet(LabelSetSpec(name, size, rate), labels.values, labels.offsets, provenance=labels.record)
+
+
 def _agree(path: Path, label_set: Mapping[str, Any], *, rate: int | None, size: int | None) -> tuple[int, int]:
     for what, asked, unit in (("rate", rate, " Hz"), ("size", size, " units")):
         if asked is not None and asked != label_set[what]:
@@ -183,9 +231,11 @@ def _unreadable(path: Path, ex: OSError) -> LabelError:
 
 def _label_files(folder: Path) -> Iterator[str]:
     for p in folder.iterdir():
-        if (
+        if p.suffix == SUFFIX and "." in p.stem[1:] and not p.name.startswith("."):
+            yield p.stem
+        elif (
             p.is_file()
             and "." in p.name[1:]
-            and p.suffix not in {".tsv", ".json", ".txt", ".yaml", ".tmp", ".safetensors"}
+            and p.suffix not in {".tsv", ".json", ".txt", ".yaml", ".tmp", ".safetensors", ".ark", ".scp", ".lock"}
         ):
             yield p.name

@@ -30,6 +30,9 @@ from hubert_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 SKIPPED_NAME: Final = "skipped.tsv"
 """The list of files that a scan left out; lies beside the manifests but is none."""
 
+ALIGNMENT_SUFFIXES: Final = (".align.tsv", ".words.tsv")
+"""How the phone and word times of a split are named; they lie beside the manifests but are none."""
+
 _MAX_NUM_SAMPLES: Final = 1 << 40  # two years of speech in one file: surely a mistake
 _CHUNK: Final = 1 << 14
 
@@ -145,7 +148,12 @@ def list_splits(manifest_dir: Path) -> list[str]:
     except OSError:
         return []
 
-    return sorted(n[:-4] for n in names if n.endswith(".tsv") and not n.startswith(".") and n != SKIPPED_NAME)
+    def is_manifest(name: str) -> bool:
+        return (
+            name.endswith(".tsv") and not name.endswith(ALIGNMENT_SUFFIXES) and name[0] != "." and name != SKIPPED_NAME
+        )
+
+    return sorted(n[:-4] for n in names if is_manifest(n))
 
 
 def _find_manifest(manifest_dir: Path, split: str) -> Path:

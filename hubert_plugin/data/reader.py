@@ -20,6 +20,9 @@ from hubert_plugin.errors import HubertError
 
 _SHUFFLE_STREAM = 3
 
+NUM_RANKS_KEY = "num_ranks"
+"""Where the state of a reader says how many ranks read the data when it was saved."""
+
 
 @final
 class HubertDataReader(DataReader[HubertBatch]):
@@ -206,12 +209,21 @@ class HubertDataReader(DataReader[HubertBatch]):
 
     @override
     def state_dict(self) -> dict[str, object]:
-        return {"epoch": self._epoch, "position": self._position}
+        return {"epoch": self._epoch, "position": self._position, NUM_RANKS_KEY: self._gangs.dp.size}
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Go to the place of ``state_dict``, which another number of ranks may have saved.
+
+        All of them together had read ``num_ranks * position`` batches. Where this is no multiple of the present number,
+        up to ``size - 1`` batches of the epoch are left out; none is read twice.
+        """
+        size = self._gangs.dp.size
+
+        old_size = int(str(state_dict.get(NUM_RANKS_KEY, size)))
+
         self._epoch = int(str(state_dict["epoch"]))
-        self._position = int(str(state_dict["position"]))
+        self._position = -(-int(str(state_dict["position"])) * old_size // size)
         self._eod = False
         self._close()
 

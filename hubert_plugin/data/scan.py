@@ -113,8 +113,40 @@ def scan_audio(
     """
     root, candidates, problems = find_audio(source, options.extensions)
 
+    return measure_audio(
+        source,
+        root,
+        candidates,
+        problems,
+        options,
+        on_found=on_found,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+
+def measure_audio(
+    source: Path,
+    root: Path,
+    candidates: Sequence[Candidate],
+    problems: list[tuple[str, str]],
+    options: ScanOptions,
+    *,
+    on_found: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ScanResult | None:
+    """Measure ``candidates``, which were found in ``source``, and keep those that ``options`` want.
+
+    The other parameters, and what is raised, are those of :func:`scan_audio`.
+
+    :param root: The folder to which the candidates' manifest entries are relative.
+    :param problems: What was found wrong before: manifest entry and reason.
+    """
     if on_found is not None:
         on_found(len(candidates))
+
+    problems = list(problems)
 
     utterances: list[Utterance] = []
     sample_rates: Counter[int] = Counter()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fairseq2.models.family import ModelFamily
 from fairseq2.recipe.config import ModelSection
 from fairseq2.runtime.dependency import DependencyResolver
+from fairseq2.utils.yaml import YamlError, YamlLoader
 
-from hubert_plugin.errors import ConfigError
+from hubert_plugin.errors import CheckpointError, ConfigError
 from hubert_plugin.registry import LabelSetSpec, unknown_name_error
 
 
@@ -65,3 +67,37 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
         completed.append({**head, "size": spec.size, "rate": spec.rate})
 
     section.config_overrides = {**overrides, "heads": completed}
+
+
+def check_resumed_heads(resolver: DependencyResolver, section: ModelSection, checkpoint_dir: Path) -> None:
+    """Check that the label sets are those of the checkpoint from which the run goes on.
+
+    Call after :func:`set_target_heads`, where there is such a checkpoint.
+
+    :param checkpoint_dir: Where ``model.yaml`` describes the model of the checkpoints.
+    :raises CheckpointError: A label set has come, gone or got another size since.
+    """
+    try:
+        content: Any = resolver.resolve(YamlLoader).load(checkpoint_dir / "model.yaml")[0]
+
+        before = {h["label_set"]: int(h["size"]) for h in content["model_config"]["heads"]}
+    except (YamlError, OSError, IndexError, KeyError, TypeError, ValueError):
+        # Whether the checkpoint itself is whole is checked elsewhere.
+        return
+
+    overrides = section.config_overrides
+
+    heads = overrides.get("heads", []) if isinstance(overrides, Mapping) else []
+
+    now = {h["label_set"]: int(h["size"]) for h in heads}
+
+    if before != now:
+        raise CheckpointError(
+            f"The checkpoints in '{checkpoint_dir}' have target heads for the label sets {_list(before)}, but the "
+            f"labels are {_list(now)} now. Go on with the labels that the run was started with, or start another run: "
+            f"`init.source={checkpoint_dir.parent}` in a new output folder gives it this encoder with new heads."
+        )
+
+
+def _list(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({size} units)" for name, size in sizes.items()) or "none"

@@ -44,6 +44,11 @@ class HubertPretrainTaskConfig(Validatable):
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which frames are masked."""
 
+    global_batch_seconds: float | None = None
+    """The seconds of audio of an update over all ranks and accumulated batches. Ranks share it out in equal batches of
+    at most ``batching.batch_seconds``; ``trainer.grad_accumulation.num_batches`` follows from it. ``None``: ranks times
+    ``trainer.grad_accumulation.num_batches`` times ``batching.batch_seconds``."""
+
     valid_batch_seconds: float | None = None
     """The seconds of audio of a validation batch. ``None``: as in training."""
 
@@ -61,6 +66,11 @@ class HubertPretrainTaskConfig(Validatable):
 
         if self.num_workers < 1:
             result.add_error(f"`num_workers` must be greater than or equal to 1, but is {self.num_workers} instead.")
+
+        if self.global_batch_seconds is not None and self.global_batch_seconds <= 0.0:
+            result.add_error(
+                f"`global_batch_seconds` must be greater than 0, but is {self.global_batch_seconds} instead."
+            )
 
         if self.num_prefetch < 0:
             result.add_error(f"`num_prefetch` must not be negative, but is {self.num_prefetch} instead.")
@@ -312,8 +322,8 @@ class HubertPretrainTask(HubertTask):
                 f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields {num_batches} batches a rank "
                 f"and epoch, but an update needs {num_accumulate}: it has {len(split.manifest)} utterances, and "
                 f"`task.config.batching` asks for batches of {self._config.batching.batch_seconds:g} s from utterances "
-                f"of at least {self._config.batching.min_seconds:g} s. Lower them, or `grad_accumulation`, or "
-                f"add audio."
+                f"of at least {self._config.batching.min_seconds:g} s. Lower them, or `global_batch_seconds` or "
+                f"`trainer.grad_accumulation.num_batches`, or add audio."
             )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq2.file_system import FileSystem
+from fairseq2.gang import Gang
 from fairseq2.recipe.internal.config import _RecipeConfigHolder
 from fairseq2.recipe.internal.output_dir import _OutputDirectoryCreator
 from fairseq2.recipe.internal.sweep_tag import _SweepTagGenerator
@@ -19,6 +20,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from fairseq2.world_info import WorldInfo
 
 from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
+from hubert_plugin.tasks.world_size import fit_checkpoint_to_ranks
 
 
 def register_output_guard(container: DependencyContainer, *, identity: Sequence[str] = ()) -> None:
@@ -148,11 +150,12 @@ def _step_dirs(output_dir: Path) -> dict[int, Path]:
     return {int(p.name[5:]): p for p in dirs if re.fullmatch(r"step_\d+", p.name) and p.is_dir()}
 
 
-def check_last_checkpoint(output_dir: Path, world_size: int) -> None:
-    """Check that the checkpoint from which the run would be resumed is whole.
+def check_last_checkpoint(output_dir: Path, gang: Gang) -> None:
+    """Check that the checkpoint from which the run would be resumed is whole, and fit it to the ranks that run now.
 
-    :param world_size: The number of processes that run now.
-    :raises CheckpointError: A file of it is missing or is missing its end, or another number of processes wrote it.
+    :param gang: All processes; each must call this.
+    :raises CheckpointError: A file of it is missing or is missing its end, or it is sharded over another number of
+        processes.
     """
     # Without the trainer's state a checkpoint is a model only, from which nothing is resumed.
     steps = {step: path for step, path in _step_dirs(output_dir).items() if (path / "trainer").is_dir()}
@@ -185,14 +188,7 @@ def check_last_checkpoint(output_dir: Path, world_size: int) -> None:
                     f"{advice}"
                 )
 
-    num_ranks = len(list((steps[last] / "trainer").glob("rank_*.pt")))
-
-    if num_ranks != world_size:
-        raise CheckpointError(
-            f"The checkpoint of step {last} in '{output_dir}' was written by {num_ranks} "
-            f"{'process' if num_ranks == 1 else 'processes'}, but {world_size} {'runs' if world_size == 1 else 'run'} "
-            "now. Each has its own place in the data: go on with the same number, or start anew in another folder."
-        )
+    fit_checkpoint_to_ranks(steps[last], gang)
 
 
 def remove_unfinished_checkpoints(output_dir: Path) -> None:

@@ -6,11 +6,18 @@ from typing import Protocol, final
 
 from fairseq2.error import OperationalError
 from fairseq2.gang import Gangs
-from fairseq2.task import Task
+from fairseq2.recipe.config import TrainerSection
+from fairseq2.recipe.error import MinimumLossScaleReachedError
+from fairseq2.task import Task, TaskStopException
 from fairseq2.trainer import Trainer
+from torch.cuda import OutOfMemoryError
 from typing_extensions import override
 
-from hubert_plugin.errors import HubertError, StorageError
+from hubert_plugin import frames
+from hubert_plugin.criteria.steps import EvalStep, TrainStep
+from hubert_plugin.data.batch import HubertBatch
+from hubert_plugin.errors import HubertError, StorageError, TrainingError
+from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTaskConfig
 
 
 class Report(Protocol):
@@ -19,13 +26,27 @@ class Report(Protocol):
     def __call__(self) -> None: ...
 
 
+class DescribeMemoryError(Protocol):
+    """Says what did not fit into the memory of the device, and what to lower."""
+
+    def __call__(self) -> str: ...
+
+
 @final
 class TrainingTask(Task):
     """A training run from start, or from its last checkpoint, to its report."""
 
-    def __init__(self, trainer: Trainer, gangs: Gangs, report: Report | None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        gangs: Gangs,
+        report: Report | None,
+        describe_memory_error: DescribeMemoryError | None = None,
+    ) -> None:
         self._trainer = trainer
         self._report = report
+        self._describe_memory_error = describe_memory_error
+        self._stop_requested = False
 
         # Asked now: the trainer closes the gangs when it is done.
         self._is_first = gangs.root.rank == 0
@@ -34,6 +55,21 @@ class TrainingTask(Task):
     def run(self) -> None:
         try:
             self._trainer.run()
+        except TaskStopException:
+            # The trainer ends an early stop like one that was asked for; but this one is the end of the run.
+            if self._stop_requested:
+                raise
+        except OutOfMemoryError as ex:
+            if self._describe_memory_error is None:
+                raise
+
+            raise TrainingError(self._describe_memory_error()) from ex
+        except MinimumLossScaleReachedError as ex:
+            raise TrainingError(
+                f"Training has stopped at step {ex.step_nr}: gradients overflow float16 even at the smallest loss "
+                "scale. Go on from the last checkpoint with a lower `optimizer.config.lr`, or in bfloat16 "
+                "(`trainer.mixed_precision.dtype=bfloat16`)."
+            ) from ex
         except (OSError, OperationalError, RuntimeError) as ex:
             error = find_storage_error(ex)
             if error is None:
@@ -46,6 +82,8 @@ class TrainingTask(Task):
 
     @override
     def request_stop(self) -> None:
+        self._stop_requested = True
+
         self._trainer.request_stop()
 
     @override
@@ -56,6 +94,55 @@ class TrainingTask(Task):
     @override
     def step_nr(self) -> int:
         return self._trainer.step_nr
+
+
+def describe_memory_error(
+    train_step: TrainStep, eval_step: EvalStep, task_config: object, section: TrainerSection
+) -> str:
+    """Say which batch did not fit into the memory of the device, and what to lower."""
+    validating = eval_step.current is not None
+
+    batch = eval_step.current if validating else train_step.current
+
+    when = f"validation after step {train_step.step_nr}" if validating else f"step {train_step.step_nr}"
+
+    text = f"The memory of the device was not enough in {when}"
+
+    if isinstance(batch, HubertBatch):
+        num_rows, width = batch.waveforms.shape
+
+        text += (
+            f", for a batch of {num_rows} x {frames.seconds(width):.4g} s of audio (bucket of "
+            f"{frames.num_frames(width)} frames, {frames.seconds(num_rows * width):.4g} s in all)"
+        )
+
+    remedies = []
+
+    if isinstance(task_config, HubertPretrainTaskConfig):
+        key, seconds = "batching.batch_seconds", task_config.batching.batch_seconds
+
+        if validating and task_config.valid_batch_seconds is not None:
+            key, seconds = "valid_batch_seconds", task_config.valid_batch_seconds
+
+        longest = task_config.batching.max_seconds
+
+        if task_config.global_batch_seconds is not None and not validating:
+            why = "accumulation grows, and the batch of an update stays"
+        else:
+            why = f"at least {longest:g}, the longest utterance"
+
+        if seconds > longest:
+            remedies.append(f"lower `task.config.{key}`, now {seconds:.4g}, to {max(seconds / 2, longest):.4g} ({why})")
+
+        remedies.append(f"lower `task.config.batching.max_seconds`, now {longest:g}")
+
+    if section.activation_checkpointing.mode == "off" and not validating:
+        remedies.append("set `trainer.activation_checkpointing.mode=layerwise`")
+
+    if section.data_parallelism != "fsdp":
+        remedies.append("shard the model over several devices with `trainer.data_parallelism=fsdp`")
+
+    return f"{text}. One of these helps: {'; '.join(remedies)}. The last checkpoint is untouched."
 
 
 def find_storage_error(ex: BaseException) -> HubertError | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import ceil
 from typing import Final
 
 import numpy as np
+from fairseq2.gang import Gang
 from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 from numpy.typing import NDArray
 
+from hubert_plugin.errors import UnitModelError
 from hubert_plugin.registry import Features, UnitModel
 from hubert_plugin.units.stream import FeatureStream
 
@@ -28,7 +29,7 @@ mostly cost reading.
 
 @dataclass(frozen=True)
 class FitReport:
-    """What there is to say about a fitted unit model.
+    """What there is to say about the units of one label set.
 
     Inertia, sizes and entropy are measured on the sample; that is all frames the model was fitted on, unless
     ``max_frames`` is ``None`` and the corpus is larger than the default sample.
@@ -60,18 +61,30 @@ class FitReport:
     """The entropy of the distribution of units; log2 K if all are equally frequent."""
 
     num_steps: int
-    """The number of mini-batches that were seen."""
+    """How often the centroids were updated."""
+
+    label_set: str = "km"
+    """The name of the label set."""
+
+    cluster_sizes: tuple[int, ...] = ()
+    """The number of frames of each unit."""
+
+    @property
+    def perplexity(self) -> float:
+        """2 to the entropy: the number of units that would be as hard to guess, were they equally frequent."""
+        return float(2.0**self.unit_entropy_bits)
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as plain data."""
-        return asdict(self)
+        return {**asdict(self), "cluster_sizes": list(self.cluster_sizes), "unit_perplexity": self.perplexity}
 
     def __str__(self) -> str:
         return (
-            f"{self.num_units} units from {self.num_frames:,} of {self.num_corpus_frames:,} frames "
+            f"'{self.label_set}': {self.num_units} units from {self.num_frames:,} of {self.num_corpus_frames:,} frames "
             f"({self.num_utterances:,} utterances): inertia {self.inertia_per_frame:.4g} per frame, cluster sizes "
             f"{self.min_cluster_size:,} / {self.median_cluster_size:,.0f} / {self.max_cluster_size:,} "
-            f"(min / median / max), {self.num_dead_units} dead, entropy {self.unit_entropy_bits:.2f} bits"
+            f"(min / median / max), {self.num_dead_units} dead, entropy {self.unit_entropy_bits:.2f} bits "
+            f"(perplexity {self.perplexity:.1f})"
         )
 
 
@@ -81,21 +94,35 @@ class FitResult:
 
     model: UnitModel
 
-    report: FitReport
+    reports: tuple[FitReport, ...]
+    """One for each label set of the model, in its order."""
+
+    @property
+    def report(self) -> FitReport:
+        """The report of the first label set."""
+        return self.reports[0]
 
 
 class UnitModelFitter(ABC):
     """Fits a unit model on a stream of features."""
 
+    @property
+    def distributed(self) -> bool:
+        """Whether all ranks work: then each calls :meth:`fit` with the gang, else only one does."""
+        return False
+
     @abstractmethod
     def fit(
-        self, stream: FeatureStream, *, seed: int, progress: ProgressReporter = NOOP_PROGRESS_REPORTER
+        self,
+        stream: FeatureStream,
+        *,
+        seed: int,
+        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
+        gang: Gang | None = None,
     ) -> FitResult:
-        """Fit a unit model; memory does not grow with the corpus.
+        """Fit a unit model; memory does not grow with the corpus. Equal streams and seeds give equal models.
 
-        Equal streams and seeds give equal models, unless rounding in threaded libraries leads to others (seen on large
-        corpora, between processes).
-
+        :param gang: The ranks that fit together; each reads its share of the stream, and all return the same model.
         :raises UnitModelError: The features cannot be clustered as configured.
         """
 
@@ -105,9 +132,10 @@ class FrameSample:
     """Frames drawn from a stream."""
 
     frames: Features
-    """*Shape:* (M, D)."""
+    """Those of this rank; the ranks' parts stand one behind another. *Shape:* (M, D)."""
 
     num_utterances: int
+    """How many utterances the frames of this rank come from."""
 
 
 def sample_frames(
@@ -117,12 +145,17 @@ def sample_frames(
     seed: int,
     progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
     name: str = "features",
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> FrameSample:
     """Draw at most ``max_frames`` frames, or take all of them if there are no more (or if ``max_frames`` is ``None``).
 
     Utterances are read in seeded random order. Each gives the same share of its frames, chosen at random: the share
     that yields ``max_frames`` from the whole corpus, but no less than :data:`MIN_FRAME_SHARE`, so that of a corpus more
     than ten times larger only as much is read as is needed.
+
+    :param rank: Which part of the utterances to read; the parts of all ranks together are the sample of one.
+    :raises UnitModelError: Features are not finite, or of another dimension than the stream's.
     """
     frames_of = stream.num_frames()
 
@@ -130,41 +163,72 @@ def sample_frames(
 
     limit = num_total if max_frames is None else min(max_frames, num_total)
 
-    rng = np.random.default_rng([seed, 0])
-
-    order = rng.permutation(len(frames_of))
+    order = np.random.default_rng([seed, 0]).permutation(len(frames_of))
 
     share = max(limit / max(num_total, 1), MIN_FRAME_SHARE)
 
-    num_needed = int(np.searchsorted(np.cumsum(frames_of[order]) * share, limit)) + 1
+    # Systematic rounding: after any number of utterances, exactly ceil(share * frames so far) are taken.
+    upto = np.minimum(np.ceil(share * np.cumsum(frames_of[order]) - 1e-9).astype(np.int64), limit)
 
-    order = order[:num_needed]
+    counts = np.diff(upto, prepend=0)
 
-    out = np.empty((limit, stream.dim), np.float32)
+    # Each rank takes utterances until it has its share of the frames; those that give none are not read.
+    bounds = np.searchsorted(upto - counts, [limit * r // num_ranks for r in range(num_ranks)])
 
-    num_read = num_taken = num_utterances = 0
+    first, last = int(bounds[rank]), int(bounds[rank + 1]) if rank + 1 < num_ranks else len(order)
 
-    with progress.create_task(name, total=len(order)) as task:
-        for _, features in stream.read(order.tolist()):
-            # Systematic rounding: after any number of utterances, exactly ceil(share * frames read) are taken.
-            num_read += len(features)
+    mine = np.arange(first, last)[counts[first:last] > 0]
 
-            count = min(ceil(share * num_read - 1e-9), limit) - num_taken
+    count_of = dict(zip(order[mine].tolist(), counts[mine].tolist(), strict=True))
 
-            if count > 0:
-                chosen = features
+    out = np.empty((sum(count_of.values()), stream.dim), np.float32)
 
-                if count < len(features):
-                    chosen = features[np.sort(rng.choice(len(features), count, replace=False))]
+    num_taken = 0
 
-                out[num_taken : num_taken + len(chosen)] = chosen
+    with progress.create_task(name, total=len(count_of)) as task:
+        for idx, features in stream.read(list(count_of)):
+            check_frames(features, stream.dim, idx)
 
-                num_taken += len(chosen)
-                num_utterances += 1
+            count = min(count_of[idx], len(features))
+
+            if count < len(features):
+                # Seeded by the utterance: the choice does not depend on who reads it, nor on what was read before.
+                rng = np.random.default_rng([seed, 4, idx])
+
+                features = features[np.sort(rng.choice(len(features), count, replace=False))]
+
+            out[num_taken : num_taken + count] = features
+
+            num_taken += count
 
             task.step()
 
-    return FrameSample(out[:num_taken], num_utterances)
+    return FrameSample(out[:num_taken], len(count_of))
+
+
+def check_frames(features: Features, dim: int, utterance: int) -> None:
+    """Check the features of an utterance.
+
+    :raises UnitModelError: They are not finite, or not of dimension ``dim``.
+    """
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise UnitModelError(
+            f"The features of utterance {utterance} (counted from 0) must have the shape (frames, {dim}), but have the "
+            f"shape {features.shape}. All features that are clustered together must come from one source."
+        )
+
+    if not is_finite(features):
+        raise UnitModelError(
+            f"The features of utterance {utterance} (counted from 0) hold NaN or infinite values. Remove the utterance "
+            "or mend its features."
+        )
+
+
+def is_finite(features: Features) -> bool:
+    """Return whether all values are finite."""
+    # A sum is NaN or infinite as soon as one value is; only then each is looked at: finite ones may add up to too much.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.add.reduce(features, axis=None)) or np.isfinite(features).all())
 
 
 def shuffled_frames(
@@ -174,6 +238,8 @@ def shuffled_frames(
     seed: int,
     progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
     name: str = "k-means",
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[Features]:
     """Yield every frame of ``stream`` once, in shuffled blocks of ``buffer_size`` (the last one is smaller).
 
@@ -182,14 +248,16 @@ def shuffled_frames(
     """
     rng = np.random.default_rng([seed, 1])
 
-    order = rng.permutation(len(stream.num_frames()))
+    order = rng.permutation(len(stream.num_frames()))[rank::num_ranks]
 
     buffer = np.empty((buffer_size, stream.dim), np.float32)
 
     filled = 0
 
     with progress.create_task(name, total=len(order)) as task:
-        for _, features in stream.read(order.tolist()):
+        for idx, features in stream.read(order.tolist()):
+            check_frames(features, stream.dim, idx)
+
             start = 0
 
             while start < len(features):

@@ -1,54 +1,33 @@
-"""K-means on streamed features.
-
-The estimator is scikit-learn's ``MiniBatchKMeans`` with the settings of fairseq's ``learn_kmeans.py`` (the paper's). It
-is fitted on a seeded random sample of at most ``max_frames`` frames, so its quality is that of scikit-learn's own
-``fit`` on that sample, and memory is bounded by ``max_frames`` times D times 4 bytes (156 MB for a million of MFCC).
-Several hundred frames a unit fix a centroid: a larger sample changes the inertia in the third digit only.
-
-``max_frames: null`` uses every frame of the corpus: the fit on a sample of :data:`SAMPLE_FRAMES` is continued with
-``partial_fit`` over the whole stream, in mini-batches from a shuffle buffer of the same size. Running ``partial_fit``
-from the first frame on would draw the initial centroids from a single mini-batch and only once; this way they are the
-best of ``n_init``, as in ``fit``.
-"""
+"""The fitters ``kmeans`` (one codebook) and ``kmeans_ensemble`` (several over the same features)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Final, final
+from dataclasses import asdict, dataclass, field
+from typing import Final, final
 
-import numpy as np
-import torch
-from fairseq2.logging import log
+from fairseq2.gang import Gang
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
-from fairseq2.utils.validation import Validatable, ValidationResult
-from numpy.typing import NDArray
+from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
-from hubert_plugin.errors import UnitModelError
-from hubert_plugin.registry import Features, LabelSetSpec
-from hubert_plugin.units.fit import (
-    FitReport,
-    FitResult,
-    UnitModelFitter,
-    entropy_bits,
-    sample_frames,
-    shuffled_frames,
-)
-from hubert_plugin.units.model import KMeansUnitModel
+from hubert_plugin.registry import LabelSetSpec
+from hubert_plugin.units.clustering import CodebookSpec, fit_codebooks, provenance
+from hubert_plugin.units.estimator import SAMPLE_FRAMES as SAMPLE_FRAMES
+from hubert_plugin.units.estimator import ClusteringConfig
+from hubert_plugin.units.fit import FitResult, UnitModelFitter
+from hubert_plugin.units.model import EnsembleUnitModel, KMeansUnitModel
 from hubert_plugin.units.stream import FeatureStream
 
 KMEANS_FITTER: Final = "kmeans"
-"""The name under which the fitter is registered."""
+"""The name under which the fitter of one codebook is registered."""
 
-SAMPLE_FRAMES: Final = 1_000_000
-"""The default size of the sample that k-means is fitted on."""
+ENSEMBLE_FITTER: Final = "kmeans_ensemble"
+"""The name under which the fitter of several codebooks is registered."""
 
 
 @dataclass(kw_only=True)
-class KMeansConfig(Validatable):
+class KMeansConfig(ClusteringConfig):
     """Configures the unit model ``kmeans``. The defaults are those of fairseq's ``learn_kmeans.py``."""
 
     label_set: str = "km"
@@ -57,43 +36,49 @@ class KMeansConfig(Validatable):
     num_clusters: int = 100
     """The number of units, K. The paper uses 100 on MFCC and 500 on layers."""
 
-    max_frames: int | None = SAMPLE_FRAMES
-    """How many frames, drawn at random, are clustered. ``null`` uses all frames of the corpus, in a second pass."""
+    @override
+    def validate(self) -> ValidationResult:
+        result = super().validate()
 
-    max_iter: int = 100
-    """The maximum number of passes over the sample (at least two are made)."""
+        check_label_set(result, self.label_set)
 
-    batch_size: int = 10_000
-    """The number of frames of a mini-batch."""
+        if self.num_clusters < 1:
+            result.add_error(f"`num_clusters` must be 1 or greater, but is {self.num_clusters} instead.")
 
-    tol: float = 0.0
-    """Stop early when the centroids move less than this (squared, relative to the variance of the features)."""
+        return result
 
-    max_no_improvement: int | None = 100
-    """Stop early when this many mini-batches brought no improvement of the smoothed inertia."""
 
-    n_init: int = 20
-    """How many random initialisations are tried; the best one is continued."""
+@dataclass(kw_only=True)
+class EnsembleConfig(ClusteringConfig):
+    """Configures the unit model ``kmeans_ensemble`` (arXiv:2106.07447, equation 2)."""
 
-    reassignment_ratio: float = 0.0
-    """Units less frequent than this share of the most frequent one are moved elsewhere; 0 moves none."""
+    label_set: str = "km"
+    """What the names of the label sets begin with; the number of units follows (``km50``, ``km100``, …)."""
+
+    num_clusters: list[int] = field(default_factory=lambda: [50, 100, 500])
+    """The number of units of each codebook."""
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        result = super().validate()
 
-        if not self.label_set or not self.label_set.replace("_", "").replace("-", "").isalnum():
-            result.add_error(f"`label_set` must consist of letters, digits, '-' and '_', but is '{self.label_set}'.")
+        check_label_set(result, self.label_set)
 
-        for name in ("num_clusters", "max_frames", "max_iter", "batch_size", "n_init", "max_no_improvement"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                result.add_error(f"`{name}` must be 1 or greater, but is {value} instead.")
-
-        for name in ("tol", "reassignment_ratio"):
-            if (value := getattr(self, name)) < 0.0:
-                result.add_error(f"`{name}` must be 0 or greater, but is {value} instead.")
+        check_sizes(result, "num_clusters", self.num_clusters)
 
         return result
+
+
+def check_label_set(result: ValidationResult, name: str) -> None:
+    """Add an error to ``result`` if ``name`` cannot name a label set, and thereby a file."""
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
+        result.add_error(f"`label_set` must consist of letters, digits, '-' and '_', but is '{name}'.")
+
+
+def check_sizes(result: ValidationResult, name: str, sizes: list[int]) -> None:
+    """Add an error to ``result`` unless ``sizes`` are different numbers of units, at least one."""
+    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        result.add_error(f"`{name}` must be different numbers of units, each 1 or greater, but is {sizes} instead.")
 
 
 @final
@@ -103,106 +88,74 @@ class KMeansFitter(UnitModelFitter):
     def __init__(self, config: KMeansConfig | None = None) -> None:
         self._config = config or KMeansConfig()
 
+    @property
+    @override
+    def distributed(self) -> bool:
+        return self._config.backend == "torch"
+
     @override
     def fit(
-        self, stream: FeatureStream, *, seed: int, progress: ProgressReporter = NOOP_PROGRESS_REPORTER
+        self,
+        stream: FeatureStream,
+        *,
+        seed: int,
+        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
+        gang: Gang | None = None,
     ) -> FitResult:
         """
-        :raises UnitModelError: There are fewer frames than clusters.
+        :raises UnitModelError: There are fewer frames than clusters, or the features cannot be used.
         """
         config = self._config
 
-        num_corpus_frames = int(stream.num_frames().sum())
+        specs = [CodebookSpec(config.label_set, config.num_clusters)]
 
-        # Said before anything is read, and again below should the manifest have promised too much.
-        self._check_num_frames(num_corpus_frames)
+        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
 
-        use_all = config.max_frames is None
+        spec = LabelSetSpec(config.label_set, config.num_clusters, stream.rate)
 
-        sample = sample_frames(stream, config.max_frames or SAMPLE_FRAMES, seed=seed, progress=progress)
+        record = provenance(stream, KMEANS_FITTER, asdict(config), seed, fitted)
 
-        self._check_num_frames(len(sample.frames))
+        return FitResult(KMeansUnitModel({spec: fitted.centroids[0]}, record), fitted.reports)
 
-        log.info(
-            "Clustering {:,} of {:,} frames into {} units.", len(sample.frames), num_corpus_frames, config.num_clusters
-        )
 
-        with progress.create_task("k-means", total=None):
-            estimator = self._fit_estimator(sample.frames, seed)
+@final
+class EnsembleFitter(UnitModelFitter):
+    """Fits several k-means codebooks to one sample, which is read once."""
 
-        num_frames, num_utterances = len(sample.frames), sample.num_utterances
+    def __init__(self, config: EnsembleConfig | None = None) -> None:
+        self._config = config or EnsembleConfig()
 
-        if use_all and num_frames < num_corpus_frames:
-            blocks = shuffled_frames(stream, SAMPLE_FRAMES, seed=seed, progress=progress)
+    @property
+    @override
+    def distributed(self) -> bool:
+        return self._config.backend == "torch"
 
-            num_frames, num_utterances = 0, len(stream.num_frames())
-
-            for block in blocks:
-                with _limit_threads(stream.dim * config.num_clusters):
-                    for start in range(0, len(block), config.batch_size):
-                        estimator.partial_fit(block[start : start + config.batch_size])
-
-                num_frames += len(block)
-
-        model = KMeansUnitModel(
-            {LabelSetSpec(config.label_set, config.num_clusters, stream.rate): estimator.cluster_centers_},
-            {
-                "features": stream.describe(),
-                "data": stream.describe_data(),
-                "kmeans": asdict(config),
-                "seed": seed,
-                "num_frames": num_frames,
-                "versions": _versions(),
-            },
-        )
-
-        report = _report(model, sample.frames, num_frames, num_corpus_frames, num_utterances, int(estimator.n_steps_))
-
-        if report.num_dead_units > 0:
-            log.warning("{} of {} units are never used. Consider fewer clusters.", report.num_dead_units, model.size)
-
-        return FitResult(model, report)
-
-    def _fit_estimator(self, frames: Features, seed: int) -> Any:
-        from sklearn.cluster import MiniBatchKMeans
-
+    @override
+    def fit(
+        self,
+        stream: FeatureStream,
+        *,
+        seed: int,
+        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
+        gang: Gang | None = None,
+    ) -> FitResult:
+        """
+        :raises UnitModelError: There are fewer frames than clusters, or the features cannot be used.
+        """
         config = self._config
 
-        estimator = MiniBatchKMeans(
-            n_clusters=config.num_clusters,
-            init="k-means++",
-            max_iter=max(config.max_iter, 2),  # scikit-learn fails after a single mini-batch
-            batch_size=min(config.batch_size, len(frames)),
-            tol=config.tol,
-            max_no_improvement=config.max_no_improvement,
-            n_init=config.n_init,
-            reassignment_ratio=config.reassignment_ratio,
-            compute_labels=False,
-            random_state=seed,
-        )
+        specs = [CodebookSpec(f"{config.label_set}{k}", k) for k in config.num_clusters]
 
-        with _limit_threads(frames.shape[1] * config.num_clusters):
-            return estimator.fit(frames)
+        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
 
-    def _check_num_frames(self, num_frames: int) -> None:
-        if num_frames < self._config.num_clusters:
-            raise UnitModelError(
-                f"k-means with {self._config.num_clusters} clusters needs at least as many frames, but there are "
-                f"{num_frames}. Lower `num_clusters` (or raise `max_frames`), or give more audio."
-            )
+        codebooks = {
+            LabelSetSpec(s.label_set, s.num_clusters, stream.rate): c
+            for s, c in zip(specs, fitted.centroids, strict=True)
+        }
 
+        record = provenance(stream, ENSEMBLE_FITTER, asdict(config), seed, fitted)
 
-@contextmanager
-def _limit_threads(work_per_frame: int) -> Iterator[None]:
-    """Keep scikit-learn to one thread where a mini-batch is little work.
-
-    Its threads wait for each other at every mini-batch: for K = 50 on MFCC (2 cores, other work beside) one thread took
-    8 s for 360,000 frames, two took 23 s.
-    """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
-
-    with threadpool_limits(1 if work_per_frame < 1 << 15 else None, user_api="openmp"):
-        yield
+        return FitResult(EnsembleUnitModel(codebooks, record), fitted.reports)
 
 
 def create_kmeans_fitter(resolver: DependencyResolver, config: KMeansConfig) -> UnitModelFitter:
@@ -210,50 +163,6 @@ def create_kmeans_fitter(resolver: DependencyResolver, config: KMeansConfig) -> 
     return KMeansFitter(config)
 
 
-def _report(
-    model: KMeansUnitModel,
-    sample: Features,
-    num_frames: int,
-    num_corpus_frames: int,
-    num_utterances: int,
-    num_steps: int,
-) -> FitReport:
-    sizes: NDArray[np.int64] = np.zeros(model.size, np.int64)
-
-    inertia = 0.0
-
-    for start in range(0, len(sample), 1 << 16):
-        chunk = sample[start : start + (1 << 16)]
-
-        units = model.assign(chunk)[0]
-
-        sizes += np.bincount(units, minlength=model.size)
-
-        inertia += float(np.square(chunk - model.centroids[0][units], dtype=np.float64).sum())
-
-    return FitReport(
-        num_units=model.size,
-        num_frames=num_frames,
-        num_corpus_frames=num_corpus_frames,
-        num_utterances=num_utterances,
-        inertia_per_frame=inertia / len(sample),
-        min_cluster_size=int(sizes.min()),
-        median_cluster_size=float(np.median(sizes)),
-        max_cluster_size=int(sizes.max()),
-        num_dead_units=int((sizes == 0).sum()),
-        unit_entropy_bits=entropy_bits(sizes),
-        num_steps=num_steps,
-    )
-
-
-def _versions() -> dict[str, str]:
-    import sklearn
-
-    from hubert_plugin import __version__
-
-    return {
-        "fairseq2-hubert": __version__,
-        "scikit-learn": sklearn.__version__,
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-    }
+def create_ensemble_fitter(resolver: DependencyResolver, config: EnsembleConfig) -> UnitModelFitter:
+    """Create the fitter ``kmeans_ensemble`` (the factory that is registered)."""
+    return EnsembleFitter(config)

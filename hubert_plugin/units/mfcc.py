@@ -1,6 +1,6 @@
 """The acoustic features of the first HuBERT iteration: 13 MFCCs with their first and second differences.
 
-Letters: *n* samples, *M* frames, *D* = 39 features.
+Letters: *n* samples, *M* frames, *D* = 39 features (or 39 times the frames that are spliced).
 
 The values are those of fairseq's ``simple_kmeans/dump_mfcc_feature.py``: Kaldi MFCCs (25 ms windows every 10 ms, 13
 cepstra of 23 mel bins, povey window, no dither, ``use_energy=False``) of a waveform in [-1, 1], then torchaudio's
@@ -20,13 +20,14 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from hubert_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE, SUPPORTED_LABEL_RATES
+from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import Features, FeatureSource, Waveform
+from hubert_plugin.units.cepstra import NUM_CEPSTRA, Differences, cepstra, splice
+from hubert_plugin.units.device import parse_device
+from hubert_plugin.units.threads import one_thread
 
 MFCC_SOURCE: Final = "mfcc"
 """The name under which the source is registered."""
-
-NUM_CEPSTRA: Final = 13
 
 MFCC_DIM: Final = 3 * NUM_CEPSTRA
 """Static, Δ and ΔΔ coefficients of a frame: 39."""
@@ -39,6 +40,13 @@ class MfccConfig(Validatable):
     rate: int = 100
     """Frames per second: 100 (fairseq's), or 50, which keeps every second frame after the differences were taken."""
 
+    splice: int = 1
+    """How many neighbouring frames (of 10 ms) make one: 1, or an odd number. The paper's product quantizer uses 3,
+    which gives 117 features: static coefficients of three frames, then their Δ, then their ΔΔ, 39 each."""
+
+    device: str = "cpu"
+    """Where to compute: ``cpu`` or ``cuda``. The values agree up to rounding."""
+
     @override
     def validate(self) -> ValidationResult:
         result = ValidationResult()
@@ -46,27 +54,35 @@ class MfccConfig(Validatable):
         if self.rate not in SUPPORTED_LABEL_RATES:
             result.add_error(f"`rate` must be 50 or 100 frames per second, but is {self.rate} instead.")
 
+        if self.splice < 1 or self.splice % 2 == 0:
+            result.add_error(f"`splice` must be an odd number of frames, 1 or greater, but is {self.splice} instead.")
+
         return result
 
 
 @final
 class MfccSource(FeatureSource):
-    """Computes 39-dimensional MFCC features on the CPU, one utterance at a time."""
+    """Computes MFCC features, those of several utterances at once."""
 
     parallel: ClassVar[bool] = True
     """Several threads may call :meth:`extract` at once; ``AudioFeatureStream`` asks for this."""
 
     def __init__(self, config: MfccConfig | None = None) -> None:
-        """:raises ValueError: The rate is neither 50 nor 100."""
+        """
+        :raises ValueError: The rate is neither 50 nor 100, or the number of spliced frames is even.
+        :raises ConfigError: There is no such device.
+        """
         self._config = config or MfccConfig()
 
-        if self._config.rate not in SUPPORTED_LABEL_RATES:
-            raise ValueError(f"`rate` must be 50 or 100 frames per second, but is {self._config.rate} instead.")
+        if (result := self._config.validate()).errors:
+            raise ValueError(" ".join(map(str, result.errors)))
+
+        self._device = parse_device(self._config.device, torch.device("cpu"))
 
     @property
     @override
     def dim(self) -> int:
-        return MFCC_DIM
+        return MFCC_DIM * self._config.splice
 
     @property
     @override
@@ -75,11 +91,19 @@ class MfccSource(FeatureSource):
 
     @override
     def extract(self, waveforms: Sequence[Waveform]) -> list[Features]:
-        return [mfcc(w)[:: 100 // self._config.rate] for w in waveforms]
+        """Return the MFCCs of each waveform; below 400 samples there are no frames."""
+        features, counts = _extract(waveforms, self._config.splice, self._device)
+
+        items = np.split(features.cpu().numpy(), np.cumsum(counts)[:-1]) if counts else []
+
+        return [f[:: 100 // self._config.rate] for f in items]
 
     @override
     def describe(self) -> dict[str, object]:
-        return {"name": MFCC_SOURCE, "dim": MFCC_DIM, "rate": self.rate}
+        # Records of unit models fitted before there was splicing stay valid: one frame is not mentioned.
+        spliced = {"splice": self._config.splice} if self._config.splice > 1 else {}
+
+        return {"name": MFCC_SOURCE, "dim": self.dim, "rate": self.rate, **spliced}
 
 
 def mfcc(waveform: Waveform) -> Features:
@@ -88,21 +112,23 @@ def mfcc(waveform: Waveform) -> Features:
     :param waveform: *Shape:* (n,), in [-1, 1].
     :returns: *Shape:* (M, 39), M = floor((n - 400) / 160) + 1, and (0, 39) below 400 samples.
     """
-    import torchaudio.compliance.kaldi as kaldi
-    from torchaudio.functional import compute_deltas
+    return MfccSource().extract([waveform])[0]
 
-    if len(waveform) < RECEPTIVE_FIELD:
-        return np.empty((0, MFCC_DIM), np.float32)
 
-    with torch.inference_mode():
-        wave = torch.from_numpy(np.ascontiguousarray(waveform, np.float32)).unsqueeze(0)
+def _extract(waveforms: Sequence[Waveform], width: int, device: torch.device) -> tuple[torch.Tensor, list[int]]:
+    with one_thread(), torch.inference_mode():
+        static, counts = cepstra(waveforms, device)
 
-        static = kaldi.mfcc(wave, sample_frequency=SAMPLE_RATE, use_energy=False).T  # (13, M)
+        differences = Differences(counts, device)
 
-        # Differences run along the last axis, which therefore must be time.
-        delta = compute_deltas(static)
+        delta = differences(static)
 
-        return torch.cat([static, delta, compute_deltas(delta)]).T.contiguous().numpy()
+        parts = [static, delta, differences(delta)]
+
+        if width > 1:
+            parts = [splice(p, counts, width) for p in parts]
+
+        return torch.cat(parts, dim=1), counts
 
 
 def create_mfcc_source(resolver: DependencyResolver, config: MfccConfig) -> FeatureSource:

@@ -1,184 +1,39 @@
-"""Unit models on disk and in memory.
+"""Reading unit models.
 
-Letters: *M* frames, *D* features of a frame, *K* units.
-
-A unit model is one safetensors file: a tensor ``centroids.<label set>`` (K, D) in float32 for each label set, and in
-the file's metadata the label sets and the provenance (features, data, seed, versions) as one JSON object.
-Nothing in it is code. scikit-learn's joblib files are pickles, which can run code: read only on the explicit word.
+A unit model is one safetensors file: a tensor ``centroids.<label set>`` (K, D) in float32 for each label set, of a
+hierarchy also ``map.<label set>``, and in the file's metadata the kind, the label sets and the provenance (features,
+data, seed, versions) as one JSON object. Nothing in it is code. scikit-learn's joblib files are pickles, which can run
+code: read only on the explicit word.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, final
+from unittest.mock import patch
 
 import numpy as np
-from numpy.typing import NDArray
-from typing_extensions import override
 
 from hubert_plugin.errors import UnitModelError
-from hubert_plugin.files import atomic_path
-from hubert_plugin.registry import Features, LabelSetSpec, UnitModel, Units
-
-FORMAT: Final = "hubert_plugin.units"
-
-FORMAT_VERSION: Final = 1
-
-_KIND: Final = "kmeans"
-
-_PREFIX: Final = "centroids."
-
-
-@final
-class KMeansUnitModel(UnitModel):
-    """Nearest-centroid units: one codebook for each label set, all over the same features."""
-
-    def __init__(
-        self, codebooks: Mapping[LabelSetSpec, NDArray[Any]], provenance: Mapping[str, object] | None = None
-    ) -> None:
-        """
-        :param codebooks: The centroids of each label set. *Shape of an item:* (K, D).
-        :param provenance: Where the codebooks come from, as plain data.
-        :raises UnitModelError: The centroids are not finite, or their shapes do not fit.
-        """
-        if not codebooks:
-            raise UnitModelError("A unit model needs at least one codebook, but has none.")
-
-        self._label_sets = tuple(codebooks)
-        self._centroids = tuple(np.ascontiguousarray(c, np.float32) for c in codebooks.values())
-        self._provenance = dict(provenance or {})
-
-        for spec, centroids in zip(self._label_sets, self._centroids, strict=True):
-            if centroids.ndim != 2 or len(centroids) != spec.size or centroids.size == 0:
-                raise UnitModelError(
-                    f"The centroids of label set '{spec.name}' must have the shape ({spec.size}, features), but have "
-                    f"the shape {centroids.shape}."
-                )
-
-            if not np.isfinite(centroids).all():
-                raise UnitModelError(f"The centroids of label set '{spec.name}' hold NaN or infinite values.")
-
-        if len(dims := {c.shape[1] for c in self._centroids}) > 1:
-            raise UnitModelError(f"All codebooks of a unit model must have one dimension, but have {sorted(dims)}.")
-
-        # argmin of ||x||² - 2 x·c + ||c||²: the first term is the same for every unit of a frame and is left out, as
-        # scikit-learn does, which also keeps float32 rounding out of near ties.
-        self._scaled = tuple(np.ascontiguousarray(-2.0 * c.T) for c in self._centroids)  # (D, K)
-        self._norms = tuple(np.einsum("kd,kd->k", c, c) for c in self._centroids)  # (K,)
-
-    @property
-    @override
-    def label_sets(self) -> Sequence[LabelSetSpec]:
-        return self._label_sets
-
-    @property
-    def centroids(self) -> Sequence[Features]:
-        """The centroids of each label set. *Shape of an item:* (K, D)."""
-        return self._centroids
-
-    @property
-    def dim(self) -> int:
-        """The number of features of a frame, D."""
-        return int(self._centroids[0].shape[1])
-
-    @property
-    def size(self) -> int:
-        """The number of units of the first label set."""
-        return self._label_sets[0].size
-
-    @property
-    @override
-    def provenance(self) -> Mapping[str, object]:
-        return MappingProxyType(self._provenance)
-
-    @property
-    @override
-    def fingerprint(self) -> str:
-        return _fingerprint(self._tensors())
-
-    @override
-    def assign(self, features: Features) -> list[Units]:
-        """
-        Equals scikit-learn's ``predict`` (and fairseq's ``dump_km_label.py``).
-
-        :raises UnitModelError: The features have another dimension than the centroids.
-        """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise UnitModelError(
-                f"The unit model takes features of shape (frames, {self.dim}) from {self._describe_features()}, but "
-                f"was given the shape {features.shape}."
-            )
-
-        x = np.asarray(features, np.float32)
-
-        return [
-            np.argmin(x @ scaled + norms, axis=1).astype(np.int32)
-            for scaled, norms in zip(self._scaled, self._norms, strict=True)
-        ]
-
-    @override
-    def save(self, path: Path) -> None:
-        """:raises StorageError: The file cannot be written; what stood there before is untouched."""
-        from safetensors.numpy import save
-
-        record = {
-            "format_version": FORMAT_VERSION,
-            "kind": _KIND,
-            "label_sets": [asdict(s) for s in self._label_sets],
-            "provenance": self._provenance,
-        }
-
-        # One key only: safetensors writes several in any order, and equal models are to be equal files.
-        metadata = {FORMAT: json.dumps(record, sort_keys=True)}
-
-        # Serialised in memory and written by us: a full disk then surfaces as an `OSError`.
-        data = save(self._tensors(), metadata)
-
-        with atomic_path(Path(path)) as tmp:
-            tmp.write_bytes(data)
-
-    def export_joblib(self, path: Path, label_set: str | None = None) -> None:
-        """Write one codebook as a scikit-learn ``MiniBatchKMeans`` that fairseq's ``dump_km_label.py`` can read.
-
-        :param label_set: The label set to write; ``None`` is the first one.
-        :raises UnitModelError: There is no such label set.
-        """
-        import joblib
-        from sklearn.cluster import MiniBatchKMeans
-
-        names = [s.name for s in self._label_sets]
-
-        if label_set is not None and label_set not in names:
-            raise UnitModelError(f"The unit model has no label set '{label_set}'; it has {', '.join(names)}.")
-
-        centroids = self._centroids[0 if label_set is None else names.index(label_set)]
-
-        estimator = MiniBatchKMeans(len(centroids), init=centroids, n_init=1, reassignment_ratio=0.0)
-
-        # One step on the centroids themselves leaves them where they are and sets what `predict` needs.
-        estimator.partial_fit(centroids)
-
-        estimator.cluster_centers_ = centroids.copy()
-
-        with atomic_path(Path(path)) as tmp:
-            joblib.dump(estimator, tmp)
-
-    def _tensors(self) -> dict[str, NDArray[Any]]:
-        return {_PREFIX + s.name: c for s, c in zip(self._label_sets, self._centroids, strict=True)}
-
-    def _describe_features(self) -> str:
-        return str(self._provenance.get("features", "an unknown source"))
+from hubert_plugin.registry import LabelSetSpec, UnitModel
+from hubert_plugin.units.cards import find_card_units
+from hubert_plugin.units.codebooks import FORMAT as FORMAT
+from hubert_plugin.units.codebooks import FORMAT_VERSION, CodebookUnitModel
+from hubert_plugin.units.kinds import KINDS
+from hubert_plugin.units.kinds import EnsembleUnitModel as EnsembleUnitModel
+from hubert_plugin.units.kinds import HierarchyUnitModel as HierarchyUnitModel
+from hubert_plugin.units.kinds import KMeansUnitModel as KMeansUnitModel
+from hubert_plugin.units.kinds import ProductUnitModel as ProductUnitModel
 
 
 def load_units(path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSpec | None = None) -> UnitModel:
     """Read a unit model.
 
+    :param path: A file, or the name of an asset card of a unit model.
     :param trust_pickle: Also read scikit-learn joblib files (fairseq's k-means models). **Such a file can run any code
         when it is read**: allow it only for files you trust.
     :param spec: For joblib files, which do not say it: the name and the rate of the label set. ``None`` names it ``km``
@@ -186,6 +41,12 @@ def load_units(path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSp
     :raises UnitModelError: The file is missing, cut off, or not a unit model.
     """
     path = Path(path)
+
+    if not path.exists() and (units := find_card_units(str(path), trust_pickle=trust_pickle)) is not None:
+        path = units.path
+
+        if spec is None:
+            spec = LabelSetSpec(units.label_set, 0, units.rate)
 
     try:
         data = path.read_bytes()
@@ -215,7 +76,7 @@ def load_units(path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSp
     )
 
 
-def _load_safetensors(path: Path, data: bytes) -> KMeansUnitModel:
+def _load_safetensors(path: Path, data: bytes) -> CodebookUnitModel:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -242,17 +103,20 @@ def _load_safetensors(path: Path, data: bytes) -> KMeansUnitModel:
 
         specs = [LabelSetSpec(**s) for s in record["label_sets"]]
 
-        provenance = record["provenance"]
+        if not isinstance(record["provenance"], dict):
+            raise TypeError("the provenance must be an object")
     except (KeyError, TypeError, ValueError) as ex:
         raise UnitModelError(f"The metadata of the unit model '{path}' cannot be understood: {ex!r}.") from ex
 
-    if version != FORMAT_VERSION or kind != _KIND:
+    if version != FORMAT_VERSION or kind not in KINDS:
         raise UnitModelError(
-            f"The unit model '{path}' is of kind '{kind}', format version {version}; this release reads kind "
-            f"'{_KIND}', format version {FORMAT_VERSION}. Update fairseq2-hubert."
+            f"The unit model '{path}' is of kind '{kind}', format version {version}; this release reads the kinds "
+            f"{', '.join(KINDS)}, format version {FORMAT_VERSION}. Update fairseq2-hubert."
         )
 
-    expected = {_PREFIX + s.name for s in specs}
+    kls = KINDS[kind]
+
+    expected = set(kls.tensor_names(specs))
 
     if expected != set(tensors):
         raise UnitModelError(
@@ -261,16 +125,22 @@ def _load_safetensors(path: Path, data: bytes) -> KMeansUnitModel:
         )
 
     try:
-        return KMeansUnitModel({s: tensors[_PREFIX + s.name] for s in specs}, provenance)
+        return kls.from_file(specs, tensors, record)
     except UnitModelError as ex:
         raise UnitModelError(f"The unit model '{path}' cannot be used. {ex}") from None
+    except (KeyError, TypeError, ValueError) as ex:
+        raise UnitModelError(f"The metadata of the unit model '{path}' cannot be understood: {ex!r}.") from ex
 
 
 def _load_joblib(path: Path, spec: LabelSetSpec | None) -> KMeansUnitModel:
     import joblib
+    from sklearn.cluster import _kmeans
+
+    # Where scikit-learn kept its k-means before 0.22. (The released km500 was pickled by a later one.)
+    former_modules = {"sklearn.cluster.k_means_": _kmeans}
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), patch.dict(sys.modules, former_modules):
             warnings.simplefilter("ignore")  # the centroids mean the same in every scikit-learn version
 
             estimator = joblib.load(path)
@@ -287,18 +157,10 @@ def _load_joblib(path: Path, spec: LabelSetSpec | None) -> KMeansUnitModel:
 
     if spec is None:
         spec = LabelSetSpec("km", len(centroids), 100 if centroids.shape[1] == 39 else 50)
+    elif spec.size == 0:  # a card does not say it
+        spec = replace(spec, size=len(centroids))
 
     return KMeansUnitModel({spec: centroids}, {"joblib": path.name, "estimator": type(estimator).__name__})
-
-
-def _fingerprint(tensors: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-
-    return digest.hexdigest()[:16]
 
 
 def _is_safetensors(data: bytes) -> bool:

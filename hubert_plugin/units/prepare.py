@@ -15,11 +15,14 @@ from fairseq2.logging import log
 from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 
 from hubert_plugin.data.label_meta import read_sidecar, sidecar_problems
+from hubert_plugin.data.label_pieces import LabelPieces
+from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.errors import LabelError, UnitModelError
 from hubert_plugin.registry import FeatureSource, LabelSetSpec, UnitModel
 from hubert_plugin.units.kmeans import SAMPLE_FRAMES, KMeansConfig, KMeansFitter
-from hubert_plugin.units.label import label_manifest, plain
+from hubert_plugin.units.label import label_manifest, label_provenance, plain
 from hubert_plugin.units.model import load_units
+from hubert_plugin.units.stored import StoredFeatureStream, open_feature_stream
 from hubert_plugin.units.stream import AudioFeatureStream
 
 if TYPE_CHECKING:
@@ -59,13 +62,15 @@ def ensure_labels(
     from hubert_plugin.data.manifest import read_manifest
 
     streams = [
-        AudioFeatureStream(read_manifest(manifest_dir, s), feature_source, audio_policy, num_workers=num_workers)
+        open_feature_stream(read_manifest(manifest_dir, s), feature_source, audio_policy, num_workers=num_workers)
         for s in splits
     ]
 
     config = KMeansConfig(label_set=name, num_clusters=num_clusters, max_frames=max_frames)
 
     model_path = label_dir / UNIT_MODEL_FILE
+
+    remove_leftovers(model_path)
 
     unit_model, reason = _reusable_unit_model(model_path, streams[0], config, seed)
 
@@ -85,12 +90,16 @@ def ensure_labels(
             log.info("Labelling '{}' for '{}': {}.", stream.manifest.split, label_dir, reason)
 
             label_manifest(stream, unit_model, label_dir, progress=progress)
+        else:
+            provenance = label_provenance(stream, unit_model)
+
+            LabelPieces(label_dir, stream.manifest, unit_model.label_sets, provenance).tidy()
 
     return unit_model.label_sets[0]
 
 
 def _reusable_unit_model(
-    path: Path, stream: AudioFeatureStream, config: KMeansConfig, seed: int
+    path: Path, stream: AudioFeatureStream | StoredFeatureStream, config: KMeansConfig, seed: int
 ) -> tuple[UnitModel | None, str]:
     """Return the unit model at ``path`` if it is what fitting it again would give, else why it is not."""
     if not path.exists():
@@ -115,7 +124,9 @@ def _reusable_unit_model(
     return unit_model, ""
 
 
-def _why_not_reusable(label_dir: Path, name: str, stream: AudioFeatureStream, unit_model: UnitModel) -> str:
+def _why_not_reusable(
+    label_dir: Path, name: str, stream: AudioFeatureStream | StoredFeatureStream, unit_model: UnitModel
+) -> str:
     """Return why the labels of a split must be made (again); nothing if they can be kept."""
     path = label_dir / f"{stream.manifest.split}.{name}"
 

@@ -5,7 +5,6 @@ Letters: *M* frames of an utterance, *D* features of a frame.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing_extensions import override
 from hubert_plugin.errors import UnitModelError
 from hubert_plugin.frames import num_labels
 from hubert_plugin.registry import Features, FeatureSource, Waveform
+from hubert_plugin.units.threads import num_usable_cores
 
 if TYPE_CHECKING:
     from hubert_plugin.audio.policy import AudioPolicy
@@ -199,14 +199,6 @@ class ArrayFeatureStream(FeatureStream):
 def describe_manifest(manifest: Manifest) -> dict[str, object]:
     """Return what provenance records say of a manifest."""
     return {"split": manifest.split, "fingerprint": manifest.fingerprint, "num_utterances": len(manifest.ids)}
-
-
-def num_usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _map_ordered(fn: Callable[[A], B], items: Iterable[A], num_workers: int) -> Iterator[B]:

@@ -61,7 +61,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     batch_size, length, num_heads, head_dim = q.shape
 
     def fold(x: Tensor) -> Tensor:
-        return x.transpose(1, 2).reshape(batch_size * num_heads, length, head_dim)
+        # Of a long recording, the queries can be a part of the frames only.
+        return x.transpose(1, 2).reshape(batch_size * num_heads, x.size(1), head_dim)
 
     # The scale goes into the smallest factor.
     weights = torch.bmm(fold(q * head_dim**-0.5), fold(k).transpose(1, 2))

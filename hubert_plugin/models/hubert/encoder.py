@@ -7,7 +7,7 @@ the input of block 1 (DESIGN, decision 6).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -15,7 +15,31 @@ from fairseq2.models.transformer import AttentionBiasCache, TransformerEncoderLa
 from fairseq2.nn import BatchLayout, LayerNorm
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import Module, ModuleList
+from torch.nn import Module, ModuleList, Parameter
+
+
+def touch_parameters(seqs: Tensor, params: Iterable[Parameter]) -> Tensor:
+    """Return ``seqs``; in the backward pass, ``params``, which had no part in it, get zero gradients."""
+    output: Tensor = _TouchParameters.apply(seqs, *params)
+
+    return output
+
+
+def swap_permutation(masked_indices: Tensor, num_frames: int) -> Tensor:
+    """Return the permutation of frames that exchanges the two views of a batch at masked frames (MS-HuBERT's Swap).
+
+    :param masked_indices: The flat indices of masked, valid frames of one view. *Shape:* (S).
+    :param num_frames: The number of frames of one view, N * T; the second view follows the first.
+    :returns: *Shape:* (2 * N * T).
+    """
+    permutation = torch.arange(2 * num_frames, device=masked_indices.device)
+
+    other = masked_indices + num_frames
+
+    permutation[masked_indices] = other
+    permutation[other] = masked_indices
+
+    return permutation
 
 
 @final
@@ -48,11 +72,15 @@ class HubertEncoder(Module):
         *,
         taps: Collection[int] = (),
         num_layers: int | None = None,
+        exchange: Tensor | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """
         :param seqs: The input of the first layer. *Shape:* (N, T, M).
         :param taps: The layers whose outputs are kept; 0 is the input.
         :param num_layers: How many layers run (early exit); ``None``: all of them.
+        :param exchange: The frames whose place each frame takes after every layer, as flat indices into N * T; an
+            involution (:func:`swap_permutation`). A layer that is dropped does not exchange either; what a layer
+            returns, and taps, is what stands after the exchange. *Shape:* (N * T).
         :returns: The output, and the kept outputs by layer, never normed. The final norm is applied to the output only
             if no number of layers was asked for: a layer, also the last, is what its block returns (trap T2).
         """
@@ -76,9 +104,12 @@ class HubertEncoder(Module):
             if drops is not None and drops[idx]:
                 # A dropped layer costs nothing, but its parameters must get (zero) gradients: data parallel reduction
                 # waits for them, and fairseq's optimiser sees zeros too (trap T19).
-                seqs = _TouchParameters.apply(seqs, *layer.parameters())
+                seqs = touch_parameters(seqs, layer.parameters())
             else:
                 seqs = layer(seqs, seqs_layout, bias_cache)
+
+                if exchange is not None:
+                    seqs = _Exchange.apply(seqs, exchange)
 
             if idx + 1 in taps:
                 kept[idx + 1] = seqs
@@ -99,6 +130,22 @@ class HubertEncoder(Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+class _Exchange(Function):
+    """Moves frames to other places. A permutation that is its own inverse is its own gradient, too."""
+
+    @staticmethod
+    def forward(ctx: Any, seqs: Tensor, permutation: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(permutation)
+
+        return seqs.flatten(0, 1).index_select(0, permutation).view_as(seqs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (permutation,) = ctx.saved_tensors
+
+        return grad_output.flatten(0, 1).index_select(0, permutation).view_as(grad_output), None
 
 
 class _TouchParameters(Function):

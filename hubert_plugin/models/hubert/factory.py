@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fairseq2.models.transformer import (
     StandardFeedForwardNetwork,
     StandardMultiheadAttention,
@@ -17,7 +19,7 @@ from torch.nn import GELU
 
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.attention import HubertSDPA
-from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
+from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig, resolve_head_layers
 from hubert_plugin.models.hubert.encoder import HubertEncoder
 from hubert_plugin.models.hubert.frontend import ConvFeatureExtractor, HubertFrontend, MaskEmbedding
 from hubert_plugin.models.hubert.heads import CosineHead, LinearHead, TargetHeadBuilder, TargetHeads
@@ -73,6 +75,7 @@ class HubertFactory:
             input_dropout_p=config.input_dropout_p,
             dropout_p=config.dropout_p,
             layer_norm=config.norm_order == "post",
+            always_project=config.always_project_features,
         )
 
     def create_encoder(self) -> HubertEncoder:
@@ -125,7 +128,10 @@ class HubertFactory:
         if config.tie_final_proj and config.heads:
             shared_proj = Linear(config.model_dim, config.final_dim or config.model_dim, bias=True)
 
-        heads = [self._create_head(head_config, shared_proj) for head_config in config.heads]
+        heads = [
+            self._create_head(replace(head_config, layer=layer), shared_proj)
+            for head_config, layer in zip(config.heads, resolve_head_layers(config), strict=True)
+        ]
 
         return TargetHeads(heads, shared_proj)
 

@@ -238,11 +238,13 @@ class HubertFrontend(Module):
         input_dropout_p: float,
         dropout_p: float,
         layer_norm: bool,
+        always_project: bool = False,
     ) -> None:
         """
         :param input_dropout_p: Dropout on projected features, before masking.
         :param dropout_p: Dropout before the first layer.
         :param layer_norm: If true (post-norm models), normalises after the positional convolution.
+        :param always_project: If true, projects even where the dimensions are equal.
         """
         super().__init__()
 
@@ -255,7 +257,7 @@ class HubertFrontend(Module):
         self.model_dim_proj: Linear | None
 
         # fairseq has no projection where the dimensions are equal (trap T18).
-        proj = Linear(feature_dim, model_dim, bias=True) if feature_dim != model_dim else None
+        proj = Linear(feature_dim, model_dim, bias=True) if always_project or feature_dim != model_dim else None
 
         self.register_module("model_dim_proj", proj)
 

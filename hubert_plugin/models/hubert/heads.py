@@ -125,10 +125,23 @@ class TargetHeads(Module):
 
         self.register_module("shared_proj", shared_proj)
 
-    @property
-    def taps(self) -> set[int]:
-        """The encoder layers that the heads read."""
-        return {h.layer for h in self}
+    def taps(self, heads: Sequence[int] | None = None) -> set[int]:
+        """Return the encoder layers that the heads of these indices (``None``: all) read."""
+        return {h.layer for h in self._select(heads)}
+
+    def _select(self, heads: Sequence[int] | None) -> list[TargetHead]:
+        every: list[TargetHead] = list(self)
+
+        return every if heads is None else [every[i] for i in heads]
+
+    def parameters_without(self, heads: Sequence[int]) -> list[Parameter]:
+        """Return the parameters that the heads of these indices do not use."""
+        used = {id(p) for head in self._select(heads) for p in head.parameters()}
+
+        if self.shared_proj is not None:
+            used |= {id(p) for p in self.shared_proj.parameters()}
+
+        return [p for p in self.parameters() if id(p) not in used]
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(self.heads)
@@ -136,15 +149,18 @@ class TargetHeads(Module):
     def __len__(self) -> int:
         return len(self.heads)
 
-    def forward(self, layer_outputs: dict[int, Tensor], indices: Tensor) -> list[Tensor]:
+    def forward(
+        self, layer_outputs: dict[int, Tensor], indices: Tensor, heads: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """
         :param layer_outputs: The outputs of the tapped layers. *Shape of each:* (N, T, M).
         :param indices: The flat indices (into N * T) of the frames to predict. *Shape:* (S).
-        :returns: For each head, logits in float32. *Shape of each:* (S, C).
+        :param heads: The indices of the heads that are asked; ``None``: all.
+        :returns: For each of these heads, logits in float32. *Shape of each:* (S, C).
         """
-        gathered = {layer: layer_outputs[layer].flatten(0, 1).index_select(0, indices) for layer in self.taps}
+        gathered = {layer: layer_outputs[layer].flatten(0, 1).index_select(0, indices) for layer in self.taps(heads)}
 
-        return [head(gathered[head.layer]) for head in self]
+        return [head(gathered[head.layer]) for head in self._select(heads)]
 
     if TYPE_CHECKING:
         __call__ = forward

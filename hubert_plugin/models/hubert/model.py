@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, final, overload
 
 import numpy as np
 import torch
@@ -15,14 +15,13 @@ from fairseq2.nn import BatchLayout
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import layer_norm
 
 from hubert_plugin import frames
-from hubert_plugin.errors import AudioError
 from hubert_plugin.models.hubert.config import HubertConfig
-from hubert_plugin.models.hubert.encoder import HubertEncoder
+from hubert_plugin.models.hubert.encoder import HubertEncoder, swap_permutation, touch_parameters
 from hubert_plugin.models.hubert.frontend import HubertFrontend, MaskEmbedding
 from hubert_plugin.models.hubert.heads import TargetHeads
+from hubert_plugin.models.hubert.inference import extract_layers
 
 
 @dataclass
@@ -37,6 +36,13 @@ class HubertOutput:
 
     feature_penalty: Tensor
     """The mean of the squared convolution outputs, padding included (fairseq ``features_pen``). *Shape:* ()."""
+
+    heads: list[int] = field(default_factory=list)
+    """The indices of the heads whose logits these are."""
+
+    num_views: int = 1
+    """How often every frame was predicted, V. The logits of a head are those of all frames in the first view, then of
+    all in the second: with V = 2 their *shape* is (2 S, C)."""
 
 
 @dataclass
@@ -86,8 +92,11 @@ class HubertModel(Module):
         masked_indices: Tensor,
         unmasked_indices: Tensor,
         unmasked_grad: bool = False,
+        heads: Sequence[int] | None = None,
     ) -> HubertOutput:
         """Predict units.
+
+        In training with ``swap``, there are two views of each utterance; the convolutions run once for both.
 
         :param waveforms: *Shape:* (N, n).
         :param num_samples: The length of each row; ``None``: no row is padded.
@@ -95,6 +104,8 @@ class HubertModel(Module):
         :param masked_indices: The flat indices (into N * T) of masked, valid frames. *Shape:* (S_m).
         :param unmasked_indices: The flat indices of unmasked, valid frames. *Shape:* (S_u). May be empty.
         :param unmasked_grad: If false, logits of unmasked frames are for accuracies only and carry no gradient.
+        :param heads: The indices of the heads that predict; ``None``: all. The parameters of the others, and of layers
+            that no head needs, get zero gradients.
         """
         features = self.encoder_frontend.extract(waveforms, num_samples)
 
@@ -102,24 +113,80 @@ class HubertModel(Module):
 
         seqs, layout = self._project(features, num_samples)
 
-        seqs = self.masker(seqs, temporal_mask)
+        masked_seqs = self.masker(seqs, temporal_mask)
+
+        exchange, num_views = None, 1
+
+        if self.config.swap and self.training:
+            num_frames = temporal_mask.numel()
+
+            exchange = swap_permutation(masked_indices, num_frames)
+
+            seqs = torch.cat([masked_seqs, seqs])
+
+            layout = BatchLayout.of(seqs, [*layout.seq_lens, *layout.seq_lens] if layout.padded else None)
+
+            masked_indices = self._choose_views(masked_indices, num_frames)
+            unmasked_indices = self._choose_views(unmasked_indices, num_frames)
+
+            num_views = 2 if self.config.swap_loss == "both" else 1
+        else:
+            seqs = masked_seqs
 
         seqs = self.encoder_frontend.position(seqs, layout)
 
-        output, layers = self.encoder(seqs, layout, taps=self.target_heads.taps)
+        layers = self._run_layers(seqs, layout, exchange, heads)
 
-        # fairseq projects the encoder's output: for pre-norm models that is after the final norm (wav2vec2.py:1079).
-        layers[len(self.encoder.layers)] = output
-
-        masked = self.target_heads(layers, masked_indices)
+        masked = self.target_heads(layers, masked_indices, heads)
 
         if unmasked_indices.numel() == 0:
             unmasked = []
         else:
             with torch.set_grad_enabled(unmasked_grad and torch.is_grad_enabled()):
-                unmasked = self.target_heads(layers, unmasked_indices)
+                unmasked = self.target_heads(layers, unmasked_indices, heads)
 
-        return HubertOutput(masked, unmasked, penalty)
+        asked = list(range(len(self.target_heads))) if heads is None else list(heads)
+
+        return HubertOutput(masked, unmasked, penalty, asked, num_views)
+
+    def _choose_views(self, indices: Tensor, num_frames: int) -> Tensor:
+        """Return the places of frames in the views whose frames are predicted; ``num_frames`` is that of one view."""
+        kind = self.config.swap_loss
+
+        if kind == "masked":
+            return indices
+
+        other = indices + num_frames
+
+        return other if kind == "unmasked" else torch.cat([indices, other])
+
+    def _run_layers(
+        self, seqs: Tensor, layout: BatchLayout, exchange: Tensor | None, heads: Sequence[int] | None
+    ) -> dict[int, Tensor]:
+        """Run the layers that the heads need, and return what they read."""
+        total = len(self.encoder.layers)
+
+        taps = self.target_heads.taps(heads)
+
+        top = max(taps, default=total)
+
+        num_layers = None if top == total else top
+
+        output, layers = self.encoder(seqs, layout, taps=taps, num_layers=num_layers, exchange=exchange)
+
+        unused = [] if heads is None else self.target_heads.parameters_without(heads)
+
+        for module in (*self.encoder.layers[top:], self.encoder.layer_norm if top < total else None):
+            unused += [] if module is None else module.parameters()
+
+        # fairseq projects the encoder's output: for pre-norm models that is after the final norm (wav2vec2.py:1079).
+        layers[top] = output
+
+        if unused and torch.is_grad_enabled():
+            # Data-parallel reduction waits for every parameter.
+            layers[top] = touch_parameters(output, unused)
+
+        return layers
 
     def encode(
         self,
@@ -158,106 +225,84 @@ class HubertModel(Module):
 
         return seqs, BatchLayout.of(seqs, num_frames)
 
-    @torch.inference_mode()
+    @overload
     def extract_features(
         self,
         waveforms: Sequence[Tensor | NDArray[np.float32]],
-        layer: int | None = None,
+        layer: int | None = ...,
         *,
+        sample_rate: int | None = ...,
+        max_batch_seconds: float = ...,
+        max_chunk_seconds: float = ...,
+        attention_seconds: float | None = ...,
+    ) -> list[Tensor]: ...
+
+    @overload
+    def extract_features(
+        self,
+        waveforms: Sequence[Tensor | NDArray[np.float32]],
+        layer: Sequence[int],
+        *,
+        sample_rate: int | None = ...,
+        max_batch_seconds: float = ...,
+        max_chunk_seconds: float = ...,
+        attention_seconds: float | None = ...,
+    ) -> list[dict[int, Tensor]]: ...
+
+    def extract_features(
+        self,
+        waveforms: Sequence[Tensor | NDArray[np.float32]],
+        layer: int | Sequence[int] | None = None,
+        *,
+        sample_rate: int | None = None,
         max_batch_seconds: float = 60.0,
-    ) -> list[Tensor]:
+        max_chunk_seconds: float = 60.0,
+        attention_seconds: float | None = None,
+    ) -> list[Tensor] | list[dict[int, Tensor]]:
         """Return the features of each waveform, computed in batches of similar length without dropout.
+
+        What is returned for a waveform does not depend on the others. On which device and in which precision it is
+        computed is the model's: ``load_hubert(..., device="cuda", dtype=torch.bfloat16)``.
 
         :param waveforms: Mono waveforms at 16 kHz. *Shape of each:* (n,). Where the model was trained on normalised
             audio, each is normalised here.
         :param layer: The layer, 1-based, whose output is returned, without final norm; later layers do not run. 0 is
-            the input of the first layer. ``None``: the model's output, after the final norm of pre-norm models.
+            the input of the first layer. ``None``: the model's output, after the final norm of pre-norm models. With
+            several layers, computed in one pass, a dictionary by layer is returned for each waveform.
+        :param sample_rate: The rate of the waveforms in Hz, if it is to be checked.
         :param max_batch_seconds: The seconds of audio, padding included, that are computed at once.
+        :param max_chunk_seconds: Longer recordings are computed in chunks of this length that overlap by what the
+            convolutions see; the result is that of one pass (see :mod:`hubert_plugin.models.hubert.long_audio`).
+        :param attention_seconds: In recordings computed in chunks, how far before and after its chunk a frame attends;
+            ``None``: to all of the recording, as in one pass. A bound makes the time linear in the length, and the
+            features an approximation.
         :returns: *Shape of each:* (T, M), on the model's device, in waveform order.
-        :raises AudioError: A waveform has fewer than 400 samples or more than one dimension.
+        :raises AudioError: A waveform has fewer than 400 samples, more than one dimension, or another rate.
         :raises ValueError: ``layer`` is out of range.
         """
-        total = len(self.encoder.layers)
+        several = isinstance(layer, Sequence)
 
-        if layer is not None and not 0 <= layer <= total:
-            raise ValueError(f"`layer` must be between 0 and {total}, but is {layer} instead.")
+        layers: list[int | None] = list(layer) if isinstance(layer, Sequence) else [layer]
 
-        inputs = [self._prepare_waveform(w, idx) for idx, w in enumerate(waveforms)]
+        if not layers:
+            nothing: list[dict[int, Tensor]] = [{} for _ in waveforms]
 
-        order = sorted(range(len(inputs)), key=lambda i: -inputs[i].numel())
+            return nothing
 
-        results: list[Tensor | None] = [None] * len(inputs)
+        results = extract_layers(
+            self,
+            waveforms,
+            layers,
+            sample_rate=sample_rate,
+            max_batch_seconds=max_batch_seconds,
+            max_chunk_seconds=max_chunk_seconds,
+            attention_seconds=attention_seconds,
+        )
 
-        was_training = self.training
+        if several:
+            return [{nr: r[nr] for nr in layers if nr is not None} for r in results]
 
-        self.eval()
-
-        try:
-            for batch in _batches_by_length(order, [w.numel() for w in inputs], max_batch_seconds):
-                for idx, features in zip(batch, self._extract_batch([inputs[i] for i in batch], layer), strict=True):
-                    results[idx] = features
-        finally:
-            self.train(was_training)
-
-        return [r for r in results if r is not None]
-
-    def _extract_batch(self, waveforms: list[Tensor], layer: int | None) -> list[Tensor]:
-        lengths = [w.numel() for w in waveforms]
-
-        width = max(lengths)
-
-        seqs = waveforms[0].new_zeros((len(waveforms), width))
-
-        for row, waveform in zip(seqs, waveforms, strict=True):
-            row[: waveform.numel()] = waveform
-
-        num_samples = None if min(lengths) == width else lengths
-
-        features = self.encode(seqs, num_samples, num_layers=layer)
-
-        return [features.output[i, : frames.num_frames(n)] for i, n in enumerate(lengths)]
-
-    def _prepare_waveform(self, waveform: Tensor | NDArray[np.float32], idx: int) -> Tensor:
-        param = self.masker.temporal_mask_embed
-
-        seq = torch.as_tensor(waveform).to(param.device)
-
-        if seq.ndim != 1:
-            raise AudioError(f"Waveform {idx} must be one-dimensional (mono), but has the shape {tuple(seq.shape)}.")
-
-        if seq.numel() < frames.RECEPTIVE_FIELD:
-            raise AudioError(
-                f"Waveform {idx} must have at least {frames.RECEPTIVE_FIELD} samples (25 ms), but has {seq.numel()}."
-            )
-
-        seq = seq.float()
-
-        if self.config.normalize_audio:
-            seq = layer_norm(seq, seq.shape)  # per utterance, before padding (trap T5)
-
-        return seq.to(param.dtype)
+        return [r[layers[0]] for r in results]
 
     if TYPE_CHECKING:
         __call__ = forward
-
-
-def _batches_by_length(order: list[int], lengths: list[int], max_batch_seconds: float) -> list[list[int]]:
-    """Cut ``order`` (longest first) into batches of at most ``max_batch_seconds`` with at most 10 % padding a row."""
-    batches: list[list[int]] = []
-
-    for idx in order:
-        if batches:
-            batch = batches[-1]
-
-            width = lengths[batch[0]]
-
-            fits = width * (len(batch) + 1) <= max_batch_seconds * frames.SAMPLE_RATE
-
-            if fits and lengths[idx] >= 0.9 * width:
-                batch.append(idx)
-
-                continue
-
-        batches.append([idx])
-
-    return batches

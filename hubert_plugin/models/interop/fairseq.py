@@ -1,11 +1,12 @@
-"""fairseq's HuBERT pretraining checkpoints: the key table, its inverse, and the configuration.
+"""fairseq's HuBERT checkpoints, pretraining and CTC-fine-tuned: the key table in both directions, and configurations.
 
 Key names: FACTS 5.1. fairseq's label sets begin with the four special symbols ``<s> <pad> </s> <unk>``: unit *u* is row
-*u* + 4 of ``label_embs_concat`` (trap T1). Importing drops the four rows; exporting needs values for them.
+*u* + 4 of ``label_embs_concat`` (trap T1). Importing drops the four rows of each set; exporting needs values for them.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -13,101 +14,135 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, format_problems
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
+from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
+from hubert_plugin.models.interop.keys import (
+    AnyConfig,
+    KeyTable,
+    encoder_config,
+    join_recogniser,
+    require,
+    split_recogniser,
+    take_prefix,
+    with_old_weight_norm,
+)
 
 NUM_SPECIAL_SYMBOLS: Final = 4
 """The rows of ``label_embs_concat`` that come before the units of each label set."""
 
-_LAYER: Final = r"encoder\.layers\.(\d+)\."
+_NAME: Final = "a fairseq HuBERT"
 
-KEY_TABLE: Final[Sequence[tuple[str, str]]] = (
-    (r"^mask_emb$", r"masker.temporal_mask_embed"),
-    (r"^feature_extractor\.conv_layers\.(\d+)\.0\.", r"encoder_frontend.feature_extractor.layers.\1.conv."),
-    (r"^feature_extractor\.conv_layers\.0\.2\.(weight|bias)$",
-     r"encoder_frontend.feature_extractor.layers.0.group_norm.\1"),
-    (r"^feature_extractor\.conv_layers\.(\d+)\.2\.1\.", r"encoder_frontend.feature_extractor.layers.\1.layer_norm."),
-    (r"^layer_norm\.", r"encoder_frontend.post_extract_layer_norm."),
-    (r"^post_extract_proj\.", r"encoder_frontend.model_dim_proj."),
-    (r"^encoder\.pos_conv\.0\.", r"encoder_frontend.pos_encoder.conv."),
-    (rf"^{_LAYER}self_attn\.(q|k|v)_proj\.", r"encoder.layers.\1.self_attn.\2_proj."),
-    (rf"^{_LAYER}self_attn\.out_proj\.", r"encoder.layers.\1.self_attn.output_proj."),
-    (rf"^{_LAYER}self_attn_layer_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
-    (rf"^{_LAYER}fc1\.", r"encoder.layers.\1.ffn.inner_proj."),
-    (rf"^{_LAYER}fc2\.", r"encoder.layers.\1.ffn.output_proj."),
-    (rf"^{_LAYER}final_layer_norm\.", r"encoder.layers.\1.ffn_layer_norm."),
-)  # fmt: skip
-"""Patterns of fairseq's names and what they are here. The encoder's norm, the projections and the label embeddings
-depend on the configuration and are handled in the functions below."""
+_CTC_ENCODER: Final = "w2v_encoder.w2v_model."
 
-INVERSE_KEY_TABLE: Final[Sequence[tuple[str, str]]] = (
-    (r"^masker\.temporal_mask_embed$", r"mask_emb"),
-    (r"^encoder_frontend\.feature_extractor\.layers\.(\d+)\.conv\.", r"feature_extractor.conv_layers.\1.0."),
-    (r"^encoder_frontend\.feature_extractor\.layers\.0\.group_norm\.", r"feature_extractor.conv_layers.0.2."),
-    (r"^encoder_frontend\.feature_extractor\.layers\.(\d+)\.layer_norm\.", r"feature_extractor.conv_layers.\1.2.1."),
-    (r"^encoder_frontend\.post_extract_layer_norm\.", r"layer_norm."),
-    (r"^encoder_frontend\.model_dim_proj\.", r"post_extract_proj."),
-    (r"^encoder_frontend\.pos_encoder\.conv\.", r"encoder.pos_conv.0."),
-    (r"^encoder_frontend\.layer_norm\.", r"encoder.layer_norm."),
-    (r"^encoder\.layer_norm\.", r"encoder.layer_norm."),
-    (rf"^{_LAYER}self_attn\.(q|k|v)_proj\.", r"encoder.layers.\1.self_attn.\2_proj."),
-    (rf"^{_LAYER}self_attn\.output_proj\.", r"encoder.layers.\1.self_attn.out_proj."),
-    (rf"^{_LAYER}self_attn_layer_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
-    (rf"^{_LAYER}ffn\.inner_proj\.", r"encoder.layers.\1.fc1."),
-    (rf"^{_LAYER}ffn\.output_proj\.", r"encoder.layers.\1.fc2."),
-    (rf"^{_LAYER}ffn_layer_norm\.", r"encoder.layers.\1.final_layer_norm."),
-)
-"""The inverse of :data:`KEY_TABLE`."""
+_CTC_PROJ: Final = "w2v_encoder.proj."
+
+_HEAD_KEYS: Final = ("final_proj.", "label_embs", "final_proj_list.")
+
+_FRONTEND: Final = "encoder_frontend"
+
+_LAYER: Final = "encoder.layers.{i}"
+
+
+def _key_table(config: HubertConfig) -> KeyTable:
+    # The encoder's norm is at the input of post-norm models and at the output of pre-norm ones (trap T24).
+    layer_norm = f"{_FRONTEND}.layer_norm.*" if config.norm_order == "post" else "encoder.layer_norm.*"
+
+    return KeyTable(
+        _NAME,
+        [
+            ("mask_emb", "masker.temporal_mask_embed"),
+            ("feature_extractor.conv_layers.{i}.0.*", f"{_FRONTEND}.feature_extractor.layers.{{i}}.conv.*"),
+            ("feature_extractor.conv_layers.0.2.*", f"{_FRONTEND}.feature_extractor.layers.0.group_norm.*"),
+            ("feature_extractor.conv_layers.{i}.2.1.*", f"{_FRONTEND}.feature_extractor.layers.{{i}}.layer_norm.*"),
+            ("layer_norm.*", f"{_FRONTEND}.post_extract_layer_norm.*"),
+            ("post_extract_proj.*", f"{_FRONTEND}.model_dim_proj.*"),
+            ("encoder.pos_conv.0.*", f"{_FRONTEND}.pos_encoder.conv.*"),
+            ("encoder.layer_norm.*", layer_norm),
+            *((f"{_LAYER}.self_attn.{p}_proj.*", f"{_LAYER}.self_attn.{p}_proj.*") for p in "qkv"),
+            (f"{_LAYER}.self_attn.out_proj.*", f"{_LAYER}.self_attn.output_proj.*"),
+            (f"{_LAYER}.self_attn_layer_norm.*", f"{_LAYER}.self_attn_layer_norm.*"),
+            (f"{_LAYER}.fc1.*", f"{_LAYER}.ffn.inner_proj.*"),
+            (f"{_LAYER}.fc2.*", f"{_LAYER}.ffn.output_proj.*"),
+            (f"{_LAYER}.final_layer_norm.*", f"{_LAYER}.ffn_layer_norm.*"),
+        ],
+    )
 
 
 def is_fairseq_state_dict(state_dict: Mapping[str, object]) -> bool:
-    """Return whether the keys are those of a fairseq HuBERT."""
-    return "encoder.pos_conv.0.bias" in state_dict and "feature_extractor.conv_layers.0.0.weight" in state_dict
+    """Return whether the keys are those of a fairseq HuBERT, pretrained or fine-tuned."""
+    return any(
+        f"{p}encoder.pos_conv.0.bias" in state_dict and f"{p}feature_extractor.conv_layers.0.0.weight" in state_dict
+        for p in ("", _CTC_ENCODER)
+    )
+
+
+def is_fairseq_ctc_state_dict(state_dict: Mapping[str, object]) -> bool:
+    """Return whether the keys are those of a fairseq HuBERT fine-tuned with CTC."""
+    return is_fairseq_state_dict(state_dict) and f"{_CTC_PROJ}weight" in state_dict
 
 
 def import_fairseq_state_dict(
-    state_dict: Mapping[str, Tensor], config: HubertConfig, *, keep_special_rows: bool = False
+    state_dict: Mapping[str, Tensor], config: AnyConfig, *, keep_special_rows: bool = False
 ) -> dict[str, Tensor]:
     """Return fairseq's parameters under this package's names, the special rows dropped.
 
+    :param config: With a :class:`HubertConfig`, a fine-tuned checkpoint gives its encoder.
     :param keep_special_rows: If true, the four rows stay, ``config.heads`` counts them, and unit *u* is class *u* + 4:
         the softmax then has fairseq's never-positive negatives and its loss, to the last digit.
     :raises CheckpointError: A key is not known, or the label embeddings do not have the rows that ``config`` implies.
     """
-    result: dict[str, Tensor] = {}
+    encoder = encoder_config(config)
 
-    for key, value in state_dict.items():
-        if key in ("final_proj.weight", "final_proj.bias", "label_embs_concat"):
-            continue
+    inner = _inner(state_dict)
 
-        if key.startswith("encoder.layer_norm."):
-            # The same key is at the input of post-norm models and at the output of pre-norm ones (trap T24).
-            new_key = "encoder_frontend." + key.removeprefix("encoder.") if config.norm_order == "post" else key
-        else:
-            new_key = _rename(key, KEY_TABLE)
+    parts = with_old_weight_norm({k: v for k, v in inner.items() if not k.startswith(_HEAD_KEYS)})
 
-        result[new_key] = value
+    result = _key_table(encoder).import_(parts)
+
+    if isinstance(config, HubertCtcConfig):
+        proj = {name: require(state_dict, _CTC_PROJ + name, _NAME) for name in ("weight", "bias")}
+
+        return join_recogniser(result, proj)
 
     if config.heads:
-        num_special = 0 if keep_special_rows else NUM_SPECIAL_SYMBOLS
-
-        result.update(_import_heads(state_dict, config, num_special))
+        result.update(_import_heads(inner, config, 0 if keep_special_rows else NUM_SPECIAL_SYMBOLS))
 
     return result
 
 
+def get_special_rows(state_dict: Mapping[str, Tensor], config: HubertConfig) -> Tensor:
+    """Return the rows of the special symbols of each label set, which an import drops and an export takes back.
+
+    :returns: *Shape:* (4 * heads, d).
+    """
+    rows = _label_embeddings(state_dict)
+
+    parts = rows.split([h.size + NUM_SPECIAL_SYMBOLS for h in config.heads])
+
+    return torch.cat([p[:NUM_SPECIAL_SYMBOLS] for p in parts])
+
+
 def export_fairseq_state_dict(
-    state_dict: Mapping[str, Tensor], config: HubertConfig, special_rows: Tensor | None = None
+    state_dict: Mapping[str, Tensor], config: AnyConfig, special_rows: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return parameters under fairseq's names; the inverse of :func:`import_fairseq_state_dict`.
 
     :param special_rows: The rows of the special symbols of each label set. *Shape:* (4 * heads, d). ``None``: zeros.
     """
-    result: dict[str, Tensor] = {}
+    if isinstance(config, HubertCtcConfig):
+        encoder, proj = split_recogniser(state_dict)
 
-    for key, value in state_dict.items():
-        if not key.startswith("target_heads."):
-            result[_rename(key, INVERSE_KEY_TABLE)] = value
+        inner = _key_table(config.encoder).export(encoder)
+
+        return {
+            **{_CTC_ENCODER + k: v for k, v in inner.items()},
+            **{_CTC_PROJ + k: v for k, v in proj.items()},
+        }
+
+    parts = {k: v for k, v in state_dict.items() if not k.startswith("target_heads.")}
+
+    result = _key_table(config).export(parts)
 
     if not config.heads:
         return result
@@ -115,7 +150,7 @@ def export_fairseq_state_dict(
     codewords: list[Tensor] = []
 
     for idx in range(len(config.heads)):
-        rows = state_dict[f"target_heads.heads.{idx}.codewords"]
+        rows = require(state_dict, f"target_heads.heads.{idx}.codewords", "the model")
 
         if special_rows is None:
             special = rows.new_zeros((NUM_SPECIAL_SYMBOLS, rows.size(1)))
@@ -130,9 +165,9 @@ def export_fairseq_state_dict(
         if config.tie_final_proj:
             result[f"final_proj.{name}"] = state_dict[f"target_heads.shared_proj.{name}"]
         else:
-            parts = [state_dict[f"target_heads.heads.{i}.proj.{name}"] for i in range(len(config.heads))]
+            projs = [state_dict[f"target_heads.heads.{i}.proj.{name}"] for i in range(len(config.heads))]
 
-            result[f"final_proj.{name}"] = torch.cat(parts)
+            result[f"final_proj.{name}"] = torch.cat(projs)
 
     return result
 
@@ -142,8 +177,12 @@ def import_fairseq_config(
 ) -> HubertConfig:
     """Return the configuration that fairseq's ``cfg.model`` and ``cfg.task`` describe.
 
-    :param num_symbols: The sizes of the dictionaries, special symbols included.
+    Of the older layout, the flat ``args`` is both.
+
+    :param num_symbols: The sizes of the dictionaries, special symbols included; none for a model without heads.
+    :raises CheckpointError: The model has parts that HuBERT does not have, or expects another sample rate.
     """
+    _check(model_cfg, task_cfg)
 
     def get(name: str, default: object) -> object:
         value = model_cfg.get(name, default)
@@ -152,15 +191,11 @@ def import_fairseq_config(
 
     conv_layers = get("conv_feature_layers", "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
 
-    labels = task_cfg.get("labels") or [f"label{i}" for i in range(len(num_symbols))]
-
-    label_rate = task_cfg.get("label_rate") or model_cfg.get("label_rate") or 50
-
-    assert isinstance(labels, Sequence)
+    label_rate = float(str(task_cfg.get("label_rate") or model_cfg.get("label_rate") or 50))
 
     heads = [
-        HubertHeadConfig(label_set=str(name), size=n - NUM_SPECIAL_SYMBOLS, rate=int(float(str(label_rate))))
-        for name, n in zip(labels, num_symbols, strict=False)
+        HubertHeadConfig(label_set=name, size=n - NUM_SPECIAL_SYMBOLS, rate=int(label_rate) if label_rate > 0 else 50)
+        for name, n in zip(_label_names(task_cfg.get("labels"), len(num_symbols)), num_symbols, strict=True)
     ]
 
     return HubertConfig(
@@ -171,7 +206,7 @@ def import_fairseq_config(
         norm_order="pre" if get("layer_norm_first", False) else "post",
         conv_layers=parse_conv_layers(str(conv_layers)),
         conv_bias=bool(get("conv_bias", False)),
-        conv_norm="group" if get("extractor_mode", "default") == "default" else "layer",
+        conv_norm="group" if _name(get("extractor_mode", "default")) == "default" else "layer",
         feature_grad_scale=_float(get("feature_grad_mult", 1.0)),
         pos_conv_kernel=_int(get("conv_pos", 128)),
         pos_conv_groups=_int(get("conv_pos_groups", 16)),
@@ -186,6 +221,45 @@ def import_fairseq_config(
         heads=heads,
         normalize_audio=bool(task_cfg.get("normalize", False)),
         sample_rate=_int(task_cfg.get("sample_rate") or 16_000),
+    )
+
+
+def import_fairseq_ctc_config(
+    encoder: HubertConfig, model_cfg: Mapping[str, object], task_cfg: Mapping[str, object], symbols: Sequence[str]
+) -> HubertCtcConfig:
+    """Return the configuration of a fine-tuned model (FACTS 1.5): the blank is ``<s>``, index 0.
+
+    :param encoder: The configuration of the pretrained encoder (``w2v_args``), or what its shapes say.
+    :param model_cfg: ``cfg.model`` of fine-tuning.
+    :param task_cfg: ``cfg.task`` of fine-tuning.
+    :param symbols: The target dictionary, special symbols included.
+    """
+    encoder.heads = []
+
+    names = {
+        "dropout_p": "dropout",
+        "attn_dropout_p": "attention_dropout",
+        "ffn_inner_dropout_p": "activation_dropout",
+        "input_dropout_p": "dropout_input",
+        "layer_drop_p": "layerdrop",
+        "feature_grad_scale": "feature_grad_mult",
+    }
+
+    for ours, theirs in names.items():
+        if (value := model_cfg.get(theirs)) is not None:
+            setattr(encoder, ours, _float(value))
+
+    for cfg in (task_cfg, model_cfg):
+        if (normalize := cfg.get("normalize")) is not None:
+            encoder.normalize_audio = bool(normalize)
+
+            break
+
+    return HubertCtcConfig(
+        encoder=encoder,
+        vocab_size=len(symbols),
+        symbols=list(symbols),
+        final_dropout_p=_float(model_cfg.get("final_dropout") or 0.0),
     )
 
 
@@ -209,10 +283,26 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
     return layers
 
 
+def infer_num_symbols(state_dict: Mapping[str, Tensor], final_dim: int) -> list[int]:
+    """Return the dictionary sizes of a checkpoint without dictionaries: those of one label set, or none.
+
+    :param final_dim: The dimension of the codewords.
+    """
+    if "label_embs_concat" not in state_dict and "label_embs" not in state_dict:
+        return []
+
+    proj = state_dict.get("final_proj.weight")
+
+    if proj is None or proj.size(0) != (final_dim or proj.size(1)):
+        return []  # several label sets, whose sizes nothing tells
+
+    return [_label_embeddings(state_dict).size(0)]
+
+
 def _import_heads(state_dict: Mapping[str, Tensor], config: HubertConfig, num_special: int) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
 
-    codewords = state_dict["label_embs_concat"]
+    codewords = _label_embeddings(state_dict)
 
     sizes = [h.size + num_special for h in config.heads]
 
@@ -226,7 +316,7 @@ def _import_heads(state_dict: Mapping[str, Tensor], config: HubertConfig, num_sp
         result[f"target_heads.heads.{idx}.codewords"] = rows[num_special:].clone()
 
     for name in ("weight", "bias"):
-        value = state_dict[f"final_proj.{name}"]
+        value = require(state_dict, f"final_proj.{name}", _NAME)
 
         if config.tie_final_proj:
             result[f"target_heads.shared_proj.{name}"] = value
@@ -237,14 +327,57 @@ def _import_heads(state_dict: Mapping[str, Tensor], config: HubertConfig, num_sp
     return result
 
 
-def _rename(key: str, table: Sequence[tuple[str, str]]) -> str:
-    for pattern, replacement in table:
-        new_key, count = re.subn(pattern, replacement, key)
+def _label_embeddings(state_dict: Mapping[str, Tensor]) -> Tensor:
+    # The name before fairseq had several label sets (its `update_ckpt.py`).
+    if "label_embs" in state_dict:
+        return state_dict["label_embs"]
 
-        if count:
-            return new_key
+    return require(state_dict, "label_embs_concat", _NAME)
 
-    raise CheckpointError(f"The key '{key}' is not one of a HuBERT pretraining checkpoint.")
+
+def _inner(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the parameters of the pretrained part."""
+    return take_prefix(state_dict, _CTC_ENCODER) or state_dict
+
+
+def _check(model_cfg: Mapping[str, object], task_cfg: Mapping[str, object]) -> None:
+    expected: dict[str, tuple[str, ...]] = {
+        "activation_fn": ("gelu",),
+        "layer_type": ("transformer",),
+        "pos_enc_type": ("abs", ""),
+        "extractor_mode": ("default", "layer_norm"),
+        "target_glu": ("False",),
+        "conv_pos_batch_norm": ("False",),
+    }
+
+    problems = [
+        f"`{name}` must be {values[0]}, but is {_name(model_cfg[name])}"
+        for name, values in expected.items()
+        if model_cfg.get(name) is not None and _name(model_cfg[name]) not in values
+    ]
+
+    if (rate := _int(task_cfg.get("sample_rate") or 16_000)) != 16_000:
+        problems.append(f"`sample_rate` must be 16000, but is {rate}")
+
+    if problems:
+        raise CheckpointError(format_problems("This fairseq configuration is not one of a HuBERT here:", problems))
+
+
+def _label_names(labels: object, count: int) -> list[str]:
+    if isinstance(labels, str):
+        try:
+            labels = ast.literal_eval(labels)
+        except (ValueError, SyntaxError):
+            labels = [labels]
+
+    names = [str(v) for v in labels] if isinstance(labels, (list, tuple)) else []
+
+    return names if len(names) == count else [f"label{i}" for i in range(count)]
+
+
+def _name(value: object) -> str:
+    """Return the value of an enumeration, or the text of a plain value."""
+    return str(getattr(value, "value", value))
 
 
 def _int(value: object) -> int:

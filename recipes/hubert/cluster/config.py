@@ -29,7 +29,7 @@ class HubertClusterConfig(Validatable):
     """The features that are clustered: ``mfcc``, ``hubert_layer``, or another registered source."""
 
     units: UnitModelSection = field(default_factory=lambda: UnitModelSection(name=KMEANS_FITTER))
-    """How: ``kmeans``, or another registered unit model."""
+    """How: ``kmeans``, ``kmeans_ensemble``, ``product``, ``hierarchy``, or another registered unit model."""
 
     audio: AudioPolicy = field(default_factory=AudioPolicy)
     """What to do with other sample rates, and whether waveforms are normalised (as the model was trained)."""
@@ -40,9 +40,12 @@ class HubertClusterConfig(Validatable):
     num_workers: int | None = None
     """Threads that read audio and compute MFCC; ``null`` is one for each core. The result does not depend on it."""
 
-    # One rank works while the others wait, possibly for hours.
+    export_joblib: bool = False
+    """Also write each codebook as a scikit-learn file (``<label set>.joblib``) that fairseq's scripts read."""
+
+    # One rank may work while the others wait, possibly for hours.
     gang: GangSection = field(default_factory=lambda: GangSection(timeout=24 * 60))
-    """The processes; in this first form rank 0 does the work."""
+    """The processes. With ``backend: torch`` all ranks work; scikit-learn works in rank 0, and the others wait."""
 
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
     """fairseq2's common settings."""

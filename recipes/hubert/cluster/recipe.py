@@ -19,9 +19,10 @@ from hubert_plugin.recipes.hubert.cluster.config import HubertClusterConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask
 from hubert_plugin.tasks.output_dir import register_output_guard
+from hubert_plugin.units.codebooks import CodebookUnitModel
 from hubert_plugin.units.fit import UnitModelFitter
 from hubert_plugin.units.prepare import UNIT_MODEL_FILE
-from hubert_plugin.units.stream import AudioFeatureStream
+from hubert_plugin.units.stored import open_feature_stream
 
 
 @final
@@ -35,8 +36,7 @@ class ClusterRecipe(Recipe):
         config = context.get_config_as(HubertClusterConfig)
 
         def run(should_stop: Callable[[], bool]) -> None:
-            if context.gangs.root.rank == 0:
-                cluster(context, config)
+            cluster(context, config)
 
             context.gangs.root.barrier()
 
@@ -72,10 +72,21 @@ def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
 
     manifest = read_manifest(config.manifest_dir, config.split)
 
-    stream = AudioFeatureStream(manifest, source, config.audio, num_workers=config.num_workers)
+    gang = context.gangs.root
+
+    if gang.rank != 0 and not fitter.distributed:
+        return
+
+    stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
 
     with context.progress_reporter as progress:
-        result = fitter.fit(stream, seed=config.seed, progress=progress)
+        if fitter.distributed:
+            result = fitter.fit(stream, seed=config.seed, progress=progress, gang=gang)
+        else:
+            result = fitter.fit(stream, seed=config.seed, progress=progress)
+
+    if gang.rank != 0:
+        return
 
     path = context.output_dir.joinpath(UNIT_MODEL_FILE)
 
@@ -85,12 +96,22 @@ def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
         "unit_model": path.name,
         "fingerprint": result.model.fingerprint,
         "report": result.report.to_dict(),
+        "reports": [r.to_dict() for r in result.reports],
         "provenance": dict(result.model.provenance),
     }
 
     write_text_atomic(path.with_suffix(".json"), json.dumps(report, indent=2, sort_keys=True) + "\n")
 
-    log.info("{}.", result.report)
+    if config.export_joblib:
+        if not isinstance(result.model, CodebookUnitModel):
+            raise ConfigError(f"A {type(result.model).__name__} has no codebooks; set `export_joblib: false`.")
+
+        for spec in result.model.label_sets:
+            result.model.export_joblib(path.with_name(f"{spec.name}.joblib"), spec.name)
+
+    for item in result.reports:
+        log.info("{}.", item)
+
     log.info(
         "Unit model written to {}. Next: `fairseq2 recipe hubert label OUT --config manifest_dir={} unit_model={}`.",
         path,

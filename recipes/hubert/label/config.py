@@ -10,8 +10,11 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from hubert_plugin.audio import AudioPolicy
+from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import FeatureSourceSection
 from hubert_plugin.units.mfcc import MFCC_SOURCE
+
+FORMATS = ("km", "binary")
 
 
 @dataclass(kw_only=True)
@@ -36,12 +39,37 @@ class HubertLabelConfig(Validatable):
     audio: AudioPolicy = field(default_factory=AudioPolicy)
     """What to do with other sample rates, and whether waveforms are normalised (as in ``cluster``)."""
 
+    labels_from: Path | None = None
+    """In place of ``unit_model``: labels that exist, to be checked against the manifest and written in another form. A
+    folder with label sets, or a kaldi table of integer vectors (``ali.scp``, ``ali.ark``)."""
+
+    label_sets: list[str] | None = None
+    """With ``labels_from``: the names of the label sets; ``null``: all in the folder, and ``km`` for a kaldi table."""
+
+    label_size: int | None = None
+    """With ``labels_from``: the number of units, where nothing tells."""
+
+    label_rate: int | None = None
+    """With ``labels_from``: labels per second, 50 or 100, where nothing tells; ``null`` infers it from the lengths."""
+
+    format: str = "km"
+    """``km``: fairseq's text with dictionary and record; ``binary``: one file that is mapped, for large corpora."""
+
+    kaldi_ark: bool = False
+    """Whether to write the labels as kaldi's integer vectors, too (``<split>.<label set>.ark`` and ``.scp``)."""
+
+    num_shards: int = 1
+    """In how many shards each split is cut for the jobs of an array: fairseq's contiguous ranges."""
+
+    shard: int | None = None
+    """The shard that this job labels, from 0; ``null``: all. The job that finishes last joins the labels."""
+
     num_workers: int | None = None
     """Threads that read audio and compute MFCC; ``null`` is one for each core. The labels do not depend on it."""
 
-    # One rank works while the others wait, possibly for hours.
+    # A process that is done waits for the others, possibly for hours.
     gang: GangSection = field(default_factory=lambda: GangSection(timeout=24 * 60))
-    """The processes; in this first form rank 0 does the work."""
+    """The processes, which share the work."""
 
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
     """fairseq2's common settings."""
@@ -53,8 +81,33 @@ class HubertLabelConfig(Validatable):
         if self.manifest_dir is None:
             result.add_error("`manifest_dir` must be the folder that holds the manifests.")
 
-        if self.unit_model is None:
+        if self.unit_model is None and self.labels_from is None:
             result.add_error("`unit_model` must be a unit model; `fairseq2 recipe hubert cluster` makes one.")
+
+        if self.unit_model is not None and self.labels_from is not None:
+            result.add_error("`unit_model` and `labels_from` must not both be given: labels have one origin.")
+
+        if self.labels_from is None and (self.label_sets, self.label_size, self.label_rate) != (None, None, None):
+            result.add_error(
+                "`label_sets`, `label_size` and `label_rate` belong to `labels_from`; a unit model tells its own."
+            )
+
+        if self.format not in FORMATS:
+            result.add_error(f"`format` must be {' or '.join(FORMATS)}, but is '{self.format}' instead.")
+
+        if self.label_rate is not None and self.label_rate not in SUPPORTED_LABEL_RATES:
+            result.add_error(f"`label_rate` must be 50 or 100, but is {self.label_rate} instead.")
+
+        if self.label_size is not None and self.label_size < 1:
+            result.add_error(f"`label_size` must be 1 or greater, but is {self.label_size} instead.")
+
+        if self.num_shards < 1:
+            result.add_error(f"`num_shards` must be 1 or greater, but is {self.num_shards} instead.")
+
+        if self.shard is not None and not 0 <= self.shard < self.num_shards:
+            result.add_error(
+                f"`shard` must be at least 0 and below `num_shards` ({self.num_shards}), but is {self.shard} instead."
+            )
 
         if self.num_workers is not None and self.num_workers < 1:
             result.add_error(f"`num_workers` must be 1 or greater, but is {self.num_workers} instead.")

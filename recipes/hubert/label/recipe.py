@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer
-from fairseq2.task import Task, TaskStopException
+from fairseq2.task import Task
 from typing_extensions import override
 
-from hubert_plugin.data.manifest import list_splits, read_manifest
-from hubert_plugin.errors import ConfigError, ManifestError
+from hubert_plugin.data.label_convert import convert_labels, list_label_sets, write_kaldi_labels
+from hubert_plugin.data.labels import open_labels
+from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
+from hubert_plugin.errors import ConfigError, LabelError, ManifestError
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask
 from hubert_plugin.tasks.output_dir import register_output_guard
-from hubert_plugin.units.label import check_features, label_manifest
+from hubert_plugin.units.label import LabelJob, LabelShare
 from hubert_plugin.units.model import load_units
-from hubert_plugin.units.stream import AudioFeatureStream
+from hubert_plugin.units.ranks import raise_together
+from hubert_plugin.units.stored import open_feature_stream
 
 
 @final
@@ -33,10 +37,10 @@ class LabelRecipe(Recipe):
         config = context.get_config_as(HubertLabelConfig)
 
         def run(should_stop: Callable[[], bool]) -> None:
-            if context.gangs.root.rank == 0:
+            if config.labels_from is None:
                 label(context, config, should_stop)
-
-            context.gangs.root.barrier()
+            else:
+                on_rank_0(context, lambda: convert(context, config))
 
         return FunctionTask(run)
 
@@ -47,16 +51,40 @@ class LabelRecipe(Recipe):
 
 
 def label(context: RecipeContext, config: HubertLabelConfig, should_stop: Callable[[], bool]) -> None:
-    """Label the splits of ``config`` and write the label stores to the output folder."""
-    if config.manifest_dir is None or config.unit_model is None:
-        raise ConfigError("`manifest_dir` and `unit_model` must be given.")
+    """Label this process's share of the splits of ``config``; rank 0 joins what is whole."""
+    gang = context.gangs.root
+
+    jobs: list[tuple[Manifest, LabelJob]] = []
+
+    error: Exception | None = None
+
+    try:
+        jobs = create_jobs(context, config)
+
+        with context.progress_reporter as progress:
+            for manifest, job in jobs:
+                if job.store.is_joined():
+                    log.info("The labels of '{}' are there already, and fit.", manifest.split)
+                    continue
+
+                num_kept = job.run(progress=progress, should_stop=should_stop)
+
+                if num_kept:
+                    log.info("Of '{}', {} of {} pieces were finished before.", manifest.split, num_kept, len(job.mine))
+    except Exception as ex:
+        error = ex
+
+    raise_together(gang, error)
+
+    on_rank_0(context, lambda: join(context, config, jobs))
+
+
+def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple[Manifest, LabelJob]]:
+    """Open everything and check that it fits, before the first hour of work."""
+    if config.unit_model is None:
+        raise ConfigError("`unit_model` must be given.")
 
     unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle)
-
-    splits = config.splits if config.splits is not None else list_splits(config.manifest_dir)
-
-    if not splits:
-        raise ManifestError(f"There is no manifest (`*.tsv`) in '{config.manifest_dir}'.")
 
     source = create_component(
         context.resolver,
@@ -65,19 +93,110 @@ def label(context: RecipeContext, config: HubertLabelConfig, should_stop: Callab
         config.features.config,
     )
 
-    streams = [
-        AudioFeatureStream(read_manifest(config.manifest_dir, s), source, config.audio, num_workers=config.num_workers)
-        for s in splits
-    ]
+    gang = context.gangs.root
 
-    for stream in streams:
-        check_features(unit_model, stream)  # all of them before the first hour of work
+    share = LabelShare(num_shards=config.num_shards, shard=config.shard, rank=gang.rank, num_ranks=gang.size)
 
-    with context.progress_reporter as progress:
-        for stream in streams:
-            if should_stop():
-                raise TaskStopException()
+    form: Any = config.format
 
-            label_manifest(stream, unit_model, context.output_dir, progress=progress)
+    jobs = []
 
-            log.info("Labels of '{}' written to {}.", stream.manifest.split, context.output_dir)
+    for manifest in read_manifests(config):
+        stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
+
+        jobs.append((manifest, LabelJob(stream, unit_model, context.output_dir, form=form, share=share)))
+
+    return jobs
+
+
+def join(context: RecipeContext, config: HubertLabelConfig, jobs: Sequence[tuple[Manifest, LabelJob]]) -> None:
+    """Join the pieces of the splits of which all are there."""
+    for manifest, job in jobs:
+        if job.store.is_joined():
+            job.store.tidy()
+        elif not job.join():
+            num_there = sum(job.store.has(p) for p in job.pieces)
+
+            log.info(
+                "Of '{}', {} of {} pieces are there; whoever finishes the last one joins them.",
+                manifest.split,
+                num_there,
+                len(job.pieces),
+            )
+
+            continue
+
+        write_ark(context, config, manifest, job.label_sets)
+
+        log.info("Labels of '{}' are in {}.", manifest.split, context.output_dir)
+
+
+def convert(context: RecipeContext, config: HubertLabelConfig) -> None:
+    """Check the labels of ``labels_from`` and write them in the form that was asked for."""
+    assert config.labels_from is not None
+
+    source = config.labels_from.expanduser()
+
+    if not source.exists():
+        raise LabelError(f"There are no labels at '{source}': `labels_from` must be a folder or a kaldi table.")
+
+    form: Any = config.format
+
+    for manifest in read_manifests(config):
+        names = config.label_sets
+
+        if names is None:
+            names = list(list_label_sets(source, manifest.split)) if source.is_dir() else ["km"]
+
+        if not names:
+            raise LabelError(f"There are no labels of '{manifest.split}' in '{source}'.")
+
+        for name in names:
+            spec = convert_labels(
+                source,
+                context.output_dir,
+                name,
+                manifest,
+                form=form,
+                size=config.label_size,
+                rate=config.label_rate,
+            )
+
+            log.info("Labels {}.{} ({} units, {} Hz) written.", manifest.split, name, spec.size, spec.rate)
+
+        write_ark(context, config, manifest, names)
+
+
+def write_ark(context: RecipeContext, config: HubertLabelConfig, manifest: Manifest, names: Sequence[str]) -> None:
+    """Write the labels for kaldi, if that was asked for."""
+    if config.kaldi_ark:
+        for name in names:
+            labels = open_labels(context.output_dir, manifest.split, name, manifest)
+
+            log.info("Written for kaldi: {}.", write_kaldi_labels(labels, manifest, context.output_dir))
+
+
+def read_manifests(config: HubertLabelConfig) -> list[Manifest]:
+    """Read the manifests of the splits of ``config``."""
+    if config.manifest_dir is None:
+        raise ConfigError("`manifest_dir` must be given.")
+
+    splits = config.splits if config.splits is not None else list_splits(Path(config.manifest_dir))
+
+    if not splits:
+        raise ManifestError(f"There is no manifest (`*.tsv`) in '{config.manifest_dir}'.")
+
+    return [read_manifest(config.manifest_dir, s) for s in splits]
+
+
+def on_rank_0(context: RecipeContext, function: Callable[[], None]) -> None:
+    """Run ``function`` on rank 0 while the others wait."""
+    error: Exception | None = None
+
+    if context.gangs.root.rank == 0:
+        try:
+            function()
+        except Exception as ex:
+            error = ex
+
+    raise_together(context.gangs.root, error)

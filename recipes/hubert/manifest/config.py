@@ -15,7 +15,15 @@ class ManifestRecipeConfig(Validatable):
     """The configuration of ``fairseq2 recipe hubert manifest``."""
 
     source: Path | None = None
-    """The folder of audio (zip and tar archives in it are looked into), or one uncompressed zip or tar archive."""
+    """The folder of audio (zip and tar archives in it are looked into), one uncompressed zip or tar archive, or a kaldi
+    data folder (one that holds ``wav.scp``)."""
+
+    valid_source: Path | None = None
+    """Where validation comes from, if it is not to be a part of ``source``: of the same kinds."""
+
+    allow_pipes: bool = False
+    """Whether commands in a kaldi data folder's ``wav.scp`` **are run** (once; the audio is kept in ``OUT/audio``):
+    only for files you trust."""
 
     extensions: list[str] = field(default_factory=lambda: list(AUDIO_EXTENSIONS))
     """The file name extensions, with the dot and in lower case, that are looked for (in any case)."""
@@ -34,7 +42,8 @@ class ManifestRecipeConfig(Validatable):
 
     speaker_pattern: str | None = None
     """A regular expression searched in each path (relative to the source; inside archives ``archive.zip/path``) whose
-    first group is the speaker. If given, whole speakers go into validation; if not, utterances."""
+    first group is the speaker. If given, whole speakers go into validation; if not, utterances. Of a kaldi data folder
+    ``utt2spk`` tells the speakers."""
 
     seed: int = 1
     """Decides, together with its name, on which side an utterance or speaker is."""

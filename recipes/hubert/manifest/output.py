@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from hubert_plugin import __version__
+from hubert_plugin.data.kaldi_manifest import KaldiScan
 from hubert_plugin.data.manifest import SKIPPED_NAME, Manifest, write_manifest
 from hubert_plugin.data.scan import ScanResult, Utterance
+from hubert_plugin.data.utterance_ids import utterance_ids_path, write_utterance_ids
 from hubert_plugin.errors import OutputDirError
 from hubert_plugin.files import write_text_atomic
 
@@ -59,13 +61,25 @@ class ManifestOutput:
                 "output folder, or set `overwrite=true` to replace them (labels beside them will no longer fit)."
             )
 
-    def write(self, scan: ScanResult, train: Sequence[Utterance], valid: Sequence[Utterance], **more: object) -> None:
+    def write(
+        self,
+        scan: ScanResult,
+        train: Sequence[Utterance],
+        valid: Sequence[Utterance],
+        valid_scan: ScanResult | None = None,
+        kaldi: Mapping[str, KaldiScan] | None = None,
+        **more: object,
+    ) -> None:
         """Write everything, each file atomically.
 
         ``manifest.json`` comes first, so that a run that was killed in between is known as the same when started again.
+
+        :param valid_scan: What ``valid`` comes from, if not from ``scan``.
+        :param kaldi: The kaldi data folder that each split comes from, if it does.
         """
         sides = {TRAIN_SPLIT: train, VALID_SPLIT: valid}
-        manifests = {s: self._to_manifest(s, scan.root, u) for s, u in sides.items() if u}
+        roots = {TRAIN_SPLIT: scan.root, VALID_SPLIT: (valid_scan or scan).root}
+        manifests = {s: self._to_manifest(s, roots[s], u) for s, u in sides.items() if u}
 
         summary = {
             "version": __version__,
@@ -89,13 +103,33 @@ class ManifestOutput:
 
         write_text_atomic(self.path / SUMMARY_NAME, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
 
-        self._write_skipped(scan.skipped)
+        self._write_skipped([*scan.skipped, *(valid_scan.skipped if valid_scan is not None else [])])
 
         for split in (VALID_SPLIT, TRAIN_SPLIT):
+            self._write_companions(split, sides[split], (kaldi or {}).get(split))
+
             if manifest := manifests.get(split):
-                write_manifest(manifest.path, scan.root, zip(manifest.ids, manifest.sizes.tolist(), strict=True))
+                write_manifest(manifest.path, manifest.root, zip(manifest.ids, manifest.sizes.tolist(), strict=True))
             else:
                 self._path(split).unlink(missing_ok=True)
+
+    def _write_companions(self, split: str, utterances: Sequence[Utterance], kaldi: KaldiScan | None) -> None:
+        """Write kaldi's utterance ids and words, one line an utterance; remove those of earlier manifests."""
+        path = self._path(split)
+
+        had_ids = utterance_ids_path(path).exists()
+
+        if kaldi is not None and utterances:
+            write_utterance_ids(path, [u.name for u in utterances])
+        else:
+            utterance_ids_path(path).unlink(missing_ok=True)
+
+        words = path.with_suffix(".wrd")
+
+        if kaldi is not None and utterances and (texts := kaldi.texts) is not None:
+            write_text_atomic(words, "".join(f"{texts[u.name]}\n" for u in utterances))
+        elif had_ids:
+            words.unlink(missing_ok=True)  # ours, of a kaldi folder; others' words are not touched
 
     def _write_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         path = self.path / SKIPPED_NAME

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import final
 
 from fairseq2.logging import log
@@ -11,6 +12,7 @@ from fairseq2.task import Task
 from fairseq2.utils.progress import ProgressTask
 from typing_extensions import override
 
+from hubert_plugin.data.kaldi_manifest import KaldiScan, is_kaldi_folder, scan_kaldi
 from hubert_plugin.data.scan import ScanOptions, ScanResult, Utterance, scan_audio
 from hubert_plugin.data.split import compile_speaker_pattern, split_by_speaker, split_by_utterance
 from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError
@@ -19,7 +21,7 @@ from hubert_plugin.tasks.function import FunctionTask
 from hubert_plugin.tasks.output_dir import register_output_guard
 
 from .config import ManifestRecipeConfig
-from .output import ManifestOutput, to_absolute
+from .output import TRAIN_SPLIT, VALID_SPLIT, ManifestOutput, to_absolute
 
 
 @final
@@ -74,6 +76,7 @@ def _make_manifests(context: RecipeContext, config: ManifestRecipeConfig, should
         context.output_dir,
         {
             "source": str(source),
+            "valid_source": None if config.valid_source is None else str(to_absolute(config.valid_source)),
             "extensions": list(config.extensions),
             "sample_rate": config.audio.sample_rate,
             "min_seconds": config.min_seconds,
@@ -96,41 +99,91 @@ def _make_manifests(context: RecipeContext, config: ManifestRecipeConfig, should
         num_workers=config.num_workers,
     )
 
+    found = _scan(context, config, source, options, should_stop)
+
+    valid_found = None
+
+    if found is not None and config.valid_source is not None:
+        valid_found = _scan(context, config, to_absolute(config.valid_source), options, should_stop)
+
+    if found is None or (config.valid_source is not None and valid_found is None):
+        log.info("Stopped before anything was written.")
+
+        return
+
+    scan, valid_scan = _result(found), None if valid_found is None else _result(valid_found)
+
+    if valid_scan is not None:
+        train, valid, num_speakers = scan.utterances, valid_scan.utterances, None
+    else:
+        train, valid, num_speakers = _split(config, found)
+
+    sides = {TRAIN_SPLIT: found, VALID_SPLIT: valid_found or found}
+
+    kaldi = {split: side for split, side in sides.items() if isinstance(side, KaldiScan)}
+
+    output.write(scan, train, valid, valid_scan, kaldi, speakers=num_speakers)
+
+    _report(context, scan, train, valid, num_speakers)
+
+
+def _scan(
+    context: RecipeContext,
+    config: ManifestRecipeConfig,
+    source: Path,
+    options: ScanOptions,
+    should_stop: Callable[[], bool],
+) -> ScanResult | KaldiScan | None:
+    """Find and measure the audio in ``source``; ``None`` if the recipe was asked to stop."""
     log.info("Looking for audio under {}.", source)
 
     with context.progress_reporter as reporter:
         tasks: list[ProgressTask] = []
 
+        def on_found(total: int) -> None:
+            tasks.append(reporter.create_task("scan", total))
+
+        def on_progress(num_files: int) -> None:
+            tasks[0].step(num_files)
+
         try:
-            scan = scan_audio(
-                source,
-                options,
-                on_found=lambda total: tasks.append(reporter.create_task("scan", total)),
-                on_progress=lambda num_files: tasks[0].step(num_files),
-                should_stop=should_stop,
-            )
+            if is_kaldi_folder(source):
+                return scan_kaldi(
+                    source,
+                    options,
+                    allow_pipes=config.allow_pipes,
+                    audio_dir=context.output_dir / "audio",
+                    on_found=on_found,
+                    on_progress=on_progress,
+                    should_stop=should_stop,
+                )
+
+            return scan_audio(source, options, on_found=on_found, on_progress=on_progress, should_stop=should_stop)
         finally:
             for task in tasks:
                 task.close()
 
-    if scan is None:
-        log.info("Stopped before anything was written.")
 
-        return
+def _result(found: ScanResult | KaldiScan) -> ScanResult:
+    return found.scan if isinstance(found, KaldiScan) else found
 
-    utterances = scan.utterances
-    num_speakers = None
 
-    if config.speaker_pattern is None:
-        train, valid = split_by_utterance(utterances, _name, config.valid_fraction, config.seed)
-    else:
-        train, valid, num_speakers = split_by_speaker(
-            utterances, _name, config.speaker_pattern, config.valid_fraction, config.seed
-        )
+def _split(
+    config: ManifestRecipeConfig, found: ScanResult | KaldiScan
+) -> tuple[list[Utterance], list[Utterance], int | None]:
+    """Divide what was found into training and validation: by speaker where speakers are known."""
+    utterances = _result(found).utterances
 
-    output.write(scan, train, valid, speakers=num_speakers)
+    if config.speaker_pattern is not None:
+        return split_by_speaker(utterances, _name, config.speaker_pattern, config.valid_fraction, config.seed)
 
-    _report(context, scan, train, valid, num_speakers)
+    if isinstance(found, KaldiScan) and found.speakers is not None:
+        speakers = found.speakers
+
+        if len({speakers[u.name] for u in utterances}) > 1:
+            return split_by_speaker(utterances, lambda u: speakers[u.name], "(.*)", config.valid_fraction, config.seed)
+
+    return *split_by_utterance(utterances, _name, config.valid_fraction, config.seed), None
 
 
 def _report(

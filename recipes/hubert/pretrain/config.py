@@ -26,7 +26,10 @@ from hubert_plugin.data.masks import MaskConfig
 from hubert_plugin.data.plan import BatchConfig
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY
 from hubert_plugin.registry import CriterionSection, TaskSection
+from hubert_plugin.tasks.early_stopping import EarlyStoppingSection
 from hubert_plugin.tasks.hubert_pretrain import HUBERT_PRETRAIN, HubertPretrainTaskConfig
+from hubert_plugin.tasks.init_model import InitSection
+from hubert_plugin.tasks.nonfinite import NonFiniteSection
 from hubert_plugin.tasks.report import ReportSection
 
 
@@ -36,6 +39,9 @@ class HubertPretrainConfig:
 
     model: ModelSection = field(default_factory=lambda: ModelSection(family=HUBERT_FAMILY, arch="tiny"))
     """The model. Its target heads follow from the label sets unless ``config_overrides.heads`` names them."""
+
+    init: InitSection = field(default_factory=InitSection)
+    """Which parameters the model starts from."""
 
     dataset: HubertDatasetSection = field(default_factory=HubertDatasetSection)
     """Audio and labels."""
@@ -94,6 +100,12 @@ class HubertPretrainConfig:
             publish_metrics_every_n_steps=100,
         )
     )
+
+    early_stopping: EarlyStoppingSection = field(default_factory=EarlyStoppingSection)
+    """When training ends before its last step."""
+
+    nonfinite: NonFiniteSection = field(default_factory=NonFiniteSection)
+    """What happens when a loss or a gradient is not finite."""
 
     report: ReportSection = field(default_factory=ReportSection)
     """What is told at the end."""

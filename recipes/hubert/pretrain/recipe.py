@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from typing import Any, final
 
+from fairseq2.metrics.recorders import MetricDescriptorRegistry
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.config import DatasetSection, ModelSection, TrainerSection
+from fairseq2.recipe.config import DatasetSection, ModelSection, RegimeSection, TrainerSection
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
+from torch.nn import Module
 from typing_extensions import override
 
+from hubert_plugin.criteria.head_metrics import describe_heads, share_metric_descriptors
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
-from hubert_plugin.tasks.heads import check_architecture, set_target_heads
+from hubert_plugin.tasks.early_stopping import create_early_stopper
+from hubert_plugin.tasks.global_batch import apply_global_batch
+from hubert_plugin.tasks.heads import check_architecture, check_resumed_heads, set_target_heads
+from hubert_plugin.tasks.init_model import check_init, init_model, is_materialized
+from hubert_plugin.tasks.nonfinite import guard_updates, trains_in_float16
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
     register_output_guard,
     remove_unfinished_checkpoints,
 )
 from hubert_plugin.tasks.report import PretrainReport
-from hubert_plugin.tasks.training import TrainingTask
+from hubert_plugin.tasks.training import TrainingTask, describe_memory_error
 
 
 @final
@@ -34,31 +41,48 @@ class HubertPretrainRecipe(Recipe):
     def register(self, container: DependencyContainer) -> None:
         register_output_guard(container, identity=("model", "dataset", "task", "criterion"))
 
+        share_metric_descriptors(container)
+
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertPretrainConfig)
 
-        check_last_checkpoint(context.output_dir, context.gangs.root.size)
+        check_init(config.init)
+
+        # fairseq2 reads the configuration anew each time it is asked for; its sections are what it builds from.
+        resolver = context.resolver
+
+        trainer_section, regime_section = resolver.resolve(TrainerSection), resolver.resolve(RegimeSection)
+
+        dataset_section, model_section = resolver.resolve(DatasetSection, key="dataset"), resolver.resolve(ModelSection)
+
+        check_last_checkpoint(context.output_dir, context.gangs.root)
 
         if context.gangs.root.rank == 0:
             remove_unfinished_checkpoints(context.output_dir)
 
         if context.device.type == "cpu":
-            suit_cpu(context.resolver.resolve(TrainerSection))
+            suit_cpu(trainer_section)
+
+        apply_global_batch(config.task.config, trainer_section, context.gangs.dp.size)
 
         # The data first: its label sets say the sizes of the target heads.
-        task_builder: Any = create_component(context.resolver, HubertTask, config.task.name, config.task.config)  # type: ignore[type-abstract]
-
-        # fairseq2 reads the configuration anew each time it is asked for; its sections are what it builds from.
-        dataset_section = context.resolver.resolve(DatasetSection, key="dataset")
+        task_builder: Any = create_component(resolver, HubertTask, config.task.name, config.task.config)  # type: ignore[type-abstract]
 
         task = task_builder(context, dataset_section, config.common.seed)
 
-        model_section = context.resolver.resolve(ModelSection)
+        check_architecture(resolver, model_section)
 
-        check_architecture(context.resolver, model_section)
+        label_sets = task.label_sets()
 
-        set_target_heads(model_section, task.label_sets())
+        set_target_heads(model_section, label_sets)
+
+        checkpoints = context.get_checkpoint_manager()
+
+        last_step_nr = checkpoints.maybe_get_last_step_number(exclude_model_only=True)
+
+        if last_step_nr is not None:
+            check_resumed_heads(resolver, model_section, context.output_dir / "checkpoints")
 
         dp_model = context.get_data_parallel_model()
 
@@ -69,11 +93,11 @@ class HubertPretrainRecipe(Recipe):
 
         readers = task.create_readers(
             normalize_audio=model.config.normalize_audio,
-            num_accumulate=config.trainer.grad_accumulation.num_batches,
+            num_accumulate=trainer_section.grad_accumulation.num_batches,
         )
 
         criterion_builder: Any = create_component(
-            context.resolver,
+            resolver,
             Criterion,  # type: ignore[type-abstract]
             config.criterion.name,
             config.criterion.config,
@@ -81,12 +105,30 @@ class HubertPretrainRecipe(Recipe):
 
         criterion = criterion_builder(dp_model, model)
 
+        describe_heads(resolver.resolve(MetricDescriptorRegistry), [h.label_set for h in model.target_heads])
+
         train_step, eval_step = TrainStep(criterion, readers.train.pop_wait_seconds), EvalStep(criterion)
+
+        # float16 has its own guard, the loss scaler, which skips updates as it looks for the largest scale.
+        if not trains_in_float16(trainer_section, model_section):
+            guard_updates(config.nonfinite, dp_model, model, context.gangs, train_step)
+
+        stopper = create_early_stopper(
+            config.early_stopping,
+            regime_section,
+            context.output_dir,
+            last_step_nr=last_step_nr,
+            has_validation=readers.valid is not None,
+        )
 
         if readers.valid is not None:
             trainer = context.create_trainer(train_step, readers.train, [eval_step], [readers.valid])
         else:
             trainer = context.create_trainer(train_step, readers.train)
+
+        if stopper is not None:
+            # fairseq2 gives every trainer one that never stops (FACTS 12.6).
+            trainer._early_stopper = stopper
 
         train_step.observe(trainer)
 
@@ -95,7 +137,18 @@ class HubertPretrainRecipe(Recipe):
         if config.report.enabled:
             report = PretrainReport(context.output_dir, config.report, dataset_section, task, model, eval_step)
 
-        return TrainingTask(trainer, context.gangs, report)
+        def describe() -> str:
+            return describe_memory_error(train_step, eval_step, config.task.config, trainer_section)
+
+        return TrainingTask(trainer, context.gangs, report, describe)
+
+    @override
+    def setup_model(self, context: RecipeContext, model: Module, newly_initialized: bool) -> Module:
+        # On ranks that have no memory for it yet, the model is a copy of the first rank's later.
+        if newly_initialized and isinstance(model, HubertModel) and is_materialized(model):
+            init_model(model, context.get_config_as(HubertPretrainConfig).init)
+
+        return model
 
     @property
     @override

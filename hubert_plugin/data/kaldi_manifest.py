@@ -1,0 +1,304 @@
+"""Kaldi data folders (``wav.scp``, ``segments``, ``utt2spk``, ``text``) as audio to make manifests of.
+
+Audio may be in files, in archives (``wav.ark:offset``), or come from commands (``sph2pipe … |``). Commands are refused
+unless they are allowed explicitly; then each runs once, and what it writes is kept in a folder, for a manifest names
+audio that can be read again at any time.
+
+Segments become manifest entries ``recording.wav[start:stop]``. Their ends are counted in samples as kaldi's
+``extract-segments`` does: seconds times rate, cut off to a whole number; an end up to half a second beyond the
+recording is its end, and -1 is its end, too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from hubert_plugin.audio.archives import locate_in_ark
+from hubert_plugin.audio.waveform import probe_audio
+from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines, read_scp, run_command
+from hubert_plugin.data.scan import Candidate, ScanOptions, ScanResult, measure_audio
+from hubert_plugin.data.shards import remove_leftovers
+from hubert_plugin.errors import AudioError, ManifestError, format_problems
+from hubert_plugin.files import atomic_path
+
+MAX_OVERSHOOT_SECONDS: Final = 0.5
+"""How far a segment may end beyond its recording (``extract-segments --max-overshoot``)."""
+
+_ENDINGS: Final = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"NIST": ".sph", b"FORM": ".aiff"}
+
+
+@dataclass(frozen=True)
+class KaldiScan:
+    """What a kaldi data folder holds, measured."""
+
+    scan: ScanResult
+    """The utterances; ``name`` is kaldi's utterance id."""
+
+    speakers: Mapping[str, str] | None
+    """The speaker of each utterance; ``None`` without ``utt2spk``."""
+
+    texts: Mapping[str, str] | None
+    """The transcript of each utterance; ``None`` without ``text``."""
+
+
+def is_kaldi_folder(path: Path) -> bool:
+    """Tell whether ``path`` is a kaldi data folder: it has a ``wav.scp``."""
+    return (path / "wav.scp").is_file()
+
+
+def scan_kaldi(
+    source: Path,
+    options: ScanOptions,
+    *,
+    allow_pipes: bool = False,
+    audio_dir: Path | None = None,
+    on_found: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> KaldiScan | None:
+    """Find and measure the utterances of a kaldi data folder.
+
+    The other parameters, and what is raised, are those of :func:`~hubert_plugin.data.scan.scan_audio`.
+
+    :param allow_pipes: Whether commands in ``wav.scp`` are run.
+    :param audio_dir: Where the output of commands is kept.
+    :raises ManifestError: Files of the folder are malformed or do not belong together: all problems of a file at once.
+    """
+    source = Path(os.path.abspath(source))
+
+    try:
+        entries = read_scp(source / "wav.scp", allow_pipes=allow_pipes)
+
+        recordings, problems = _locate_recordings(entries, options, audio_dir)
+
+        root = _common_root([path for path, _ in recordings.values()])
+
+        refs = {key: os.path.relpath(path, root) + part for key, (path, part) in recordings.items()}
+
+        if (source / "segments").is_file():
+            refs, more = _read_segments(source / "segments", root, refs, {e.key for e in entries}, options)
+
+            problems += more
+
+        speakers = _read_column(source / "utt2spk", refs)
+        texts = _read_column(source / "text", refs, may_be_empty=True)
+    except KaldiFormatError as ex:
+        raise ManifestError(str(ex)) from ex
+
+    candidates = sorted((Candidate(key, ref) for key, ref in refs.items()), key=lambda c: c.name)
+
+    if not candidates and not problems:
+        raise ManifestError(f"There are no utterances in '{source}'.")
+
+    scan = measure_audio(
+        source,
+        root,
+        candidates,
+        problems,
+        options,
+        on_found=on_found,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+    return None if scan is None else KaldiScan(scan, speakers, texts)
+
+
+def _locate_recordings(
+    entries: Sequence[ScpEntry], options: ScanOptions, audio_dir: Path | None
+) -> tuple[dict[str, tuple[str, str]], list[tuple[str, str]]]:
+    """Return path and byte range (``""`` or ``:offset:length``) of each recording, and what is wrong."""
+    ends = _ends_in_archives(entries)
+
+    def locate(entry: ScpEntry) -> tuple[str, str]:
+        if entry.is_command:
+            if audio_dir is None:
+                raise AudioError(f"The audio of '{entry.key}' comes from a command, for which there is no folder.")
+
+            return str(_keep_output(entry, audio_dir)), ""
+
+        path = os.path.abspath(entry.path)
+
+        if entry.offset is None:
+            return path, ""
+
+        if not path.lower().endswith(".ark"):
+            raise AudioError(f"'{entry.place}' must be an archive whose name ends in '.ark', to be read in place.")
+
+        offset, length = locate_in_ark(path, entry.offset, ends.get((entry.path, entry.offset)))
+
+        return path, f":{offset}:{length}"
+
+    def locate_or_tell(entry: ScpEntry) -> tuple[str, str] | AudioError:
+        try:
+            return locate(entry)
+        except AudioError as ex:
+            return ex
+        except KaldiFormatError as ex:
+            return AudioError(str(ex))
+
+    with ThreadPoolExecutor(options.num_workers) as pool:
+        located = list(pool.map(locate_or_tell, entries))
+
+    recordings: dict[str, tuple[str, str]] = {}
+    problems: list[tuple[str, str]] = []
+
+    for entry, place in zip(entries, located, strict=True):
+        if isinstance(place, AudioError):
+            problems.append((entry.key, str(place)))
+        else:
+            recordings[entry.key] = place
+
+    return recordings, problems
+
+
+def _ends_in_archives(entries: Sequence[ScpEntry]) -> dict[tuple[str, int | None], int]:
+    """Return where the object after each one begins (with its key), in archives that hold several of the entries."""
+    by_archive = defaultdict(list)
+
+    for entry in entries:
+        if entry.offset is not None:
+            by_archive[entry.path].append((entry.offset, entry.key))
+
+    ends: dict[tuple[str, int | None], int] = {}
+
+    for path, objects in by_archive.items():
+        objects.sort()
+
+        for (offset, _), (next_offset, next_key) in pairwise(objects):
+            ends[path, offset] = next_offset - len(next_key.encode("utf-8", "surrogateescape")) - 1
+
+    return ends
+
+
+def _keep_output(entry: ScpEntry, audio_dir: Path) -> Path:
+    """Run the command of ``entry`` and keep what it writes, unless that was done before."""
+    # Keys may hold slashes; two keys never get one name, since what is replaced is told by its number.
+    stem = re.sub(r"[^\w.-]", lambda m: f"%{ord(m[0]):x}", entry.key)
+
+    for ending in _ENDINGS.values():
+        if (path := audio_dir / f"{stem}{ending}").exists():
+            return path
+
+    data = run_command(entry)
+
+    if (kind := _ENDINGS.get(data[:4])) is None:
+        raise AudioError(
+            f"The command of '{entry.key}' ({entry.path!r}) must write audio (WAV, FLAC, Ogg, NIST or AIFF), but wrote "
+            f"{len(data):,} bytes that begin with {data[:8]!r}."
+        )
+
+    path = audio_dir / f"{stem}{kind}"
+
+    remove_leftovers(path)
+
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(data)
+
+    return path
+
+
+def _common_root(paths: Sequence[str]) -> Path:
+    return Path(os.path.commonpath([os.path.dirname(p) for p in paths])) if paths else Path("/")
+
+
+def _read_segments(
+    path: Path, root: Path, recordings: Mapping[str, str], known: set[str], options: ScanOptions
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the manifest entry of each segment, and what is wrong with recordings and segments."""
+    segments: list[tuple[str, str, float, float, int]] = []
+    malformed: list[str] = []
+    first: dict[str, int] = {}
+
+    for nr, key, rest in read_lines(path):
+        fields = rest.split()
+
+        try:
+            recording, start, end = fields[0], float(fields[1]), float(fields[2])
+
+            if len(fields) != 3 or not start >= 0 or not (end > start or end == -1):
+                raise ValueError
+        except (ValueError, IndexError):
+            malformed.append(f"{path}:{nr}: must be 'utterance recording start end' in seconds, but is {key} {rest!r}")
+            continue
+
+        if (first_nr := first.setdefault(key, nr)) != nr:
+            malformed.append(f"{path}:{nr}: '{key}' is also in line {first_nr}")
+        elif recording not in known:
+            malformed.append(f"{path}:{nr}: '{key}' is of the recording '{recording}', which wav.scp does not have")
+        else:
+            segments.append((key, recording, start, end, nr))
+
+    if malformed:
+        raise ManifestError(format_problems(f"'{path}' cannot be used.", malformed))
+
+    used = sorted({s[1] for s in segments if s[1] in recordings})
+
+    def probe(recording: str) -> tuple[int, int] | AudioError:
+        try:
+            info = probe_audio(root, recordings[recording])
+        except AudioError as ex:
+            return ex
+
+        return info.num_file_samples, info.sample_rate
+
+    with ThreadPoolExecutor(options.num_workers) as pool:
+        infos = dict(zip(used, pool.map(probe, used), strict=True))
+
+    refs: dict[str, str] = {}
+    problems = [(r, str(i)) for r, i in infos.items() if isinstance(i, AudioError)]
+
+    for key, recording, start, end, nr in segments:
+        info = infos.get(recording)
+
+        if info is None or isinstance(info, AudioError):
+            continue
+
+        num_samples, rate = info
+
+        first_sample, last_sample = int(start * rate), num_samples if end == -1 else int(end * rate)
+
+        if first_sample >= num_samples or last_sample > num_samples + MAX_OVERSHOOT_SECONDS * rate:
+            problems.append(
+                (
+                    key,
+                    f"{path}:{nr}: '{key}' ends at {end:g} s, but the recording '{recording}' at "
+                    f"{num_samples / rate:.2f} s.",
+                )
+            )
+        else:
+            refs[key] = f"{recordings[recording]}[{first_sample}:{min(last_sample, num_samples)}]"
+
+    return refs, problems
+
+
+def _read_column(path: Path, utterances: Mapping[str, str], *, may_be_empty: bool = False) -> dict[str, str] | None:
+    """Return what a text table says of each utterance, ``None`` if there is no such file."""
+    if not path.is_file():
+        return None
+
+    column: dict[str, str] = {}
+    problems: list[str] = []
+
+    for nr, key, value in read_lines(path):
+        if key in column:
+            problems.append(f"{path}:{nr}: '{key}' is there already")
+        elif not value and not may_be_empty:
+            problems.append(f"{path}:{nr}: '{key}' has no value")
+        else:
+            column[key] = value
+
+    problems += [f"{path}: has no line for the utterance '{u}'" for u in utterances if u not in column]
+
+    if problems:
+        raise ManifestError(format_problems(f"'{path}' does not fit.", problems))
+
+    return column

@@ -1,0 +1,250 @@
+"""Asset cards and Hugging Face hub ids: where their files are, and what to do where they cannot be fetched.
+
+A card may point at a file of any known format, or at a folder (``checkpoint: hg://…``, a URL, or a path relative to the
+card). What its configuration says and what the file says must agree.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from hashlib import sha1
+from pathlib import Path
+from typing import Final
+
+from fairseq2.assets import (
+    AssetCard,
+    AssetCardError,
+    AssetCardNotValidError,
+    AssetDirectoryAccessor,
+    AssetDownloadError,
+    AssetDownloadManager,
+    AssetStore,
+)
+from fairseq2.error import OperationalError
+from fairseq2.models.family import ModelFamily
+from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.utils.uri import Uri
+
+from hubert_plugin.errors import CheckpointError
+from hubert_plugin.models.hubert.config import HUBERT_FAMILY
+from hubert_plugin.models.hubert_ctc.config import HUBERT_CTC_FAMILY
+from hubert_plugin.models.interop.keys import AnyConfig
+
+FAMILIES: Final = (HUBERT_FAMILY, HUBERT_CTC_FAMILY)
+
+CONNECT_SECONDS: Final = 15.0
+"""How long a host may take to answer before it counts as out of reach."""
+
+_HUB_FILES: Final = (
+    "config.json",
+    "preprocessor_config.json",
+    "vocab.json",
+    "model.safetensors*",
+    "pytorch_model*.bin*",
+)
+
+
+def find_card(name: str) -> AssetCard | None:
+    """Return an asset card of one of our families; ``None``: there is no card of that name.
+
+    :raises CheckpointError: It is a card of something else.
+    """
+    store = get_dependency_resolver().resolve(AssetStore)
+
+    try:
+        card = store.maybe_retrieve_card(name)
+    except (AssetCardError, AssetCardNotValidError, OperationalError) as ex:
+        raise CheckpointError(f"The asset card '{name}' cannot be read: {first_lines(ex)}") from ex
+
+    if card is None:
+        return None
+
+    try:
+        family = card.field("model_family").as_(str)
+    except (AssetCardError, AssetCardNotValidError) as ex:
+        raise CheckpointError(f"The asset card '{name}' is not one of a model: {first_lines(ex)}") from ex
+
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"The asset card '{name}' is of the model family '{family}', not of {' or '.join(map(repr, FAMILIES))}."
+        )
+
+    return card
+
+
+def unknown_source_error(name: str) -> CheckpointError:
+    """Return the error for a name that stands for nothing; it names cards that are spelled alike."""
+    near = get_close_matches(name, list_cards(), n=3, cutoff=0.4)
+
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+    return CheckpointError(f"'{name}' is neither a folder, nor a file, nor the name of an asset card.{hint}")
+
+
+def list_cards() -> list[str]:
+    """Return the names of the cards of our families."""
+    store = get_dependency_resolver().resolve(AssetStore)
+
+    names = set()
+
+    for name in store.asset_names:
+        name = name.partition("@")[0]  # an environment, such as a user's
+
+        with suppress(AssetCardError, AssetCardNotValidError):
+            card = store.maybe_retrieve_card(name)
+
+            field = card.maybe_get_field("model_family") if card is not None else None
+
+            if field is not None and field.value in FAMILIES:
+                names.add(name)
+
+    return sorted(names)
+
+
+def card_config(card: AssetCard) -> AnyConfig | None:
+    """Return the configuration that a card gives; ``None`` where it leaves that to the checkpoint.
+
+    :raises CheckpointError: The configuration is not valid.
+    """
+    keys = ("model_arch", "model_config", "model_config_overrides", "model_config_override")
+
+    if all(card.maybe_get_field(k) is None for k in keys):
+        return None
+
+    family = get_dependency_resolver().resolve(ModelFamily, key=card.field("model_family").as_(str))
+
+    try:
+        return family.get_model_config(card)  # type: ignore[return-value]
+    except (AssetCardError, AssetCardNotValidError) as ex:
+        raise CheckpointError(f"The asset card '{card.name}' cannot be used: {first_lines(ex)}") from ex
+
+
+def fetch_card(card: AssetCard) -> Path:
+    """Return the path of a card's checkpoint, downloaded if need be.
+
+    :raises CheckpointError: It cannot be fetched; says which file to put where.
+    """
+    name = card.name
+
+    try:
+        uri = card.field("checkpoint").as_uri()
+    except (AssetCardError, AssetCardNotValidError) as ex:
+        raise CheckpointError(
+            f"The asset card '{name}' does not say where its checkpoint is: {first_lines(ex)}"
+        ) from ex
+
+    if uri.scheme == "file":
+        path = uri.to_path()
+
+        if not path.exists():
+            raise CheckpointError(f"The checkpoint of the asset card '{name}' is not found: there is no '{path}'.")
+    elif uri.scheme == "hg":
+        path = fetch_from_hub(str(uri).partition("://")[2], f"The checkpoint of the asset card '{name}'")
+    else:
+        path = fetch_uri(uri, f"The checkpoint of the asset card '{name}'")
+
+    if (field := card.maybe_get_field("checkpoint_path")) is not None:
+        inner = (path / field.as_(str)).resolve()
+
+        if not inner.is_relative_to(path.resolve()):
+            raise CheckpointError(f"`checkpoint_path` of the asset card '{name}' must stay inside of '{path}'.")
+
+        path = inner
+
+    return path
+
+
+def fetch_uri(uri: Uri, what: str) -> Path:
+    """Return the path of what is at an address, downloaded into fairseq2's cache if it is not there.
+
+    :param what: What is fetched, to begin a sentence with.
+    :raises CheckpointError: It cannot be fetched; says which file to put where.
+    """
+    resolver = get_dependency_resolver()
+
+    manager = resolver.resolve(AssetDownloadManager)
+
+    if uri.scheme not in manager.supported_schemes:
+        raise CheckpointError(
+            f"{what} is at '{uri}', but only {', '.join(sorted(manager.supported_schemes))} addresses can be fetched."
+        )
+
+    try:
+        with connect_timeout():
+            return manager.download_model(uri)
+    except (AssetDownloadError, OperationalError, OSError) as ex:
+        # fairseq2's cache holds each file in a folder that is named for its address.
+        folder = resolver.resolve(AssetDirectoryAccessor).get_cache_dir() / sha1(str(uri).encode()).hexdigest()[:24]
+
+        raise CheckpointError(
+            f"{what} cannot be downloaded: {first_lines(ex)} Without a connection, "
+            f"fetch '{uri}' on another machine and put the file into the folder '{folder}' of this one; or give "
+            "`load_hubert` the path of the file."
+        ) from ex
+
+
+def is_hub_id(source: str) -> bool:
+    """Return whether a text has the form ``owner/name`` of the Hugging Face hub."""
+    return re.fullmatch(r"(hg://)?[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None
+
+
+def fetch_from_hub(repo: str, what: str) -> Path:
+    """Return the folder of a Hugging Face repository, from the cache if it is there.
+
+    :param what: What is fetched, to begin a sentence with.
+    :raises CheckpointError: It cannot be fetched; says what to put where.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = list(_HUB_FILES)
+
+    with suppress(OSError, ValueError):
+        path = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
+
+        if (path / "config.json").is_file():
+            return path
+
+    try:
+        with connect_timeout():
+            return Path(snapshot_download(repo, allow_patterns=patterns, etag_timeout=CONNECT_SECONDS, max_workers=2))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as ex:
+        raise CheckpointError(
+            f"{what} cannot be downloaded from the Hugging Face hub: {first_lines(ex)} Where there is no connection, "
+            "fetch 'config.json', 'preprocessor_config.json' and 'model.safetensors' or 'pytorch_model.bin' of "
+            f"'{repo}' on another machine, put them into one folder, and give `load_hubert` the path of that folder."
+        ) from ex
+
+
+@contextmanager
+def connect_timeout() -> Iterator[None]:
+    """Let connections that are made meanwhile give up in time: fairseq2's downloads would wait for ever."""
+    earlier = socket.getdefaulttimeout()
+
+    socket.setdefaulttimeout(CONNECT_SECONDS)
+
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(earlier)
+
+
+def first_lines(ex: BaseException) -> str:
+    """Return the messages of an exception and its causes in one line each."""
+    messages: list[str] = []
+
+    cause: BaseException | None = ex
+
+    while cause is not None and len(messages) < 3:
+        text = str(cause).strip().splitlines()
+
+        if text and text[0] not in messages:
+            messages.append(text[0])
+
+        cause = cause.__cause__
+
+    return " ".join(m if m.endswith((".", "?", "!")) else m + "." for m in messages) or type(ex).__name__ + "."

@@ -1,0 +1,91 @@
+"""Features written to files, for those who want files: shard by shard, each whole or not there at all.
+
+This package needs no such files: ``cluster`` and ``label`` compute features on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fairseq2.task import TaskStopException
+from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
+
+from hubert_plugin.data.feature_files import (
+    FeatureFormat,
+    is_feature_shard_done,
+    merge_feature_shards,
+    open_feature_writer,
+)
+from hubert_plugin.data.shards import Shard, shard_range
+from hubert_plugin.data.utterance_ids import read_utterance_ids
+from hubert_plugin.errors import ConfigError
+from hubert_plugin.units.stream import AudioFeatureStream
+
+
+def dump_features(
+    stream: AudioFeatureStream,
+    kind: FeatureFormat,
+    folder: Path,
+    *,
+    num_shards: int = 1,
+    shards: Sequence[int] | None = None,
+    progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[int]:
+    """Write the features of the manifest of ``stream``, or of some shards of it, to files in ``folder``.
+
+    A shard that was finished before, with the same features of the same manifest, is left as it is. Whoever finishes
+    the last shard joins them.
+
+    :param num_shards: In how many shards the manifest is cut (fairseq's contiguous ranges).
+    :param shards: The shards to write; ``None``: all.
+    :returns: The shards that were written now.
+    :raises AudioError: An audio file cannot be used.
+    :raises ConfigError: There are fewer utterances than shards.
+    :raises StorageError: A file cannot be written; finished shards stay.
+    """
+    manifest = stream.manifest
+
+    if not 1 <= num_shards <= max(1, len(manifest.ids)):
+        raise ConfigError(
+            f"`num_shards` must be between 1 and the number of utterances of '{manifest.path}' "
+            f"({len(manifest.ids)}), but is {num_shards} instead."
+        )
+
+    ids = read_utterance_ids(manifest) if kind == "kaldi" else manifest.ids
+
+    provenance = {"features": stream.describe(), "data": stream.describe_data(), "num_shards": num_shards}
+
+    written = []
+
+    for index in range(num_shards) if shards is None else shards:
+        shard: Shard | None = (index, num_shards) if num_shards > 1 else None
+
+        if is_feature_shard_done(kind, folder, manifest.split, shard, provenance):
+            continue
+
+        utterances = shard_range(len(manifest.ids), (index, num_shards))
+
+        name = manifest.split if shard is None else f"{manifest.split} {index}/{num_shards}"
+
+        with (
+            progress.create_task(f"features {name}", total=len(utterances)) as task,
+            open_feature_writer(
+                kind, folder, manifest.split, dim=stream.dim, rate=stream.rate, shard=shard, provenance=provenance
+            ) as writer,
+        ):
+            for idx, features in stream.read(utterances):
+                if should_stop():
+                    raise TaskStopException()
+
+                writer.write(ids[idx], features)
+
+                task.step()
+
+        written.append(index)
+
+    if num_shards > 1:
+        merge_feature_shards(kind, folder, manifest.split, num_shards)
+
+    return written

@@ -1,0 +1,170 @@
+"""The fitter ``hierarchy``: k-means, then k-means on its centroids, and so on (MS-HuBERT's 1000 → 500 → … → 25).
+
+Each level clusters the centroids of the level before, unweighted. A frame's unit of a coarse level is where its finest
+unit went (``compose``): levels are nested. The alternative is the coarse centroid nearest to the frame (``nearest``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Final, final
+
+import numpy as np
+from fairseq2.gang import Gang
+from fairseq2.runtime.dependency import DependencyResolver
+from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
+from fairseq2.utils.validation import ValidationResult
+from typing_extensions import override
+
+from hubert_plugin.registry import Features, LabelSetSpec, Units
+from hubert_plugin.units.clustering import Clustering, CodebookSpec, fit_codebooks, provenance
+from hubert_plugin.units.estimator import ClusteringConfig
+from hubert_plugin.units.fit import FitReport, FitResult, UnitModelFitter, entropy_bits
+from hubert_plugin.units.kmeans import check_label_set
+from hubert_plugin.units.model import HierarchyUnitModel
+from hubert_plugin.units.stream import FeatureStream
+
+HIERARCHY_FITTER: Final = "hierarchy"
+"""The name under which the fitter is registered."""
+
+
+@dataclass(kw_only=True)
+class HierarchyConfig(ClusteringConfig):
+    """Configures the unit model ``hierarchy``."""
+
+    label_set: str = "km"
+    """What the names of the label sets begin with; the number of units follows (``km1000``, …)."""
+
+    num_clusters: list[int] = field(default_factory=lambda: [1000, 500, 250, 125, 50, 25])
+    """The number of units of each level, from the finest on; each fewer than the one before."""
+
+    assignment: str = "compose"
+    """The coarse units of a frame: ``compose`` follows its finest unit, so that levels are nested; ``nearest`` takes
+    the coarse centroid nearest to the frame."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = super().validate()
+
+        check_label_set(result, self.label_set)
+
+        sizes = self.num_clusters
+
+        if not sizes or min(sizes) < 1 or any(a <= b for a, b in pairwise(sizes)):
+            result.add_error(
+                "`num_clusters` must be numbers of units, 1 or greater, each smaller than the one before (a level "
+                f"cannot have more clusters than the one before has centroids), but is {sizes} instead."
+            )
+
+        if self.assignment not in ("compose", "nearest"):
+            result.add_error(f"`assignment` must be 'compose' or 'nearest', but is '{self.assignment}' instead.")
+
+        return result
+
+
+@final
+class HierarchyFitter(UnitModelFitter):
+    """Fits the finest codebook to frames, and every other one to the centroids of the one before."""
+
+    def __init__(self, config: HierarchyConfig | None = None) -> None:
+        self._config = config or HierarchyConfig()
+
+    @property
+    @override
+    def distributed(self) -> bool:
+        return self._config.backend == "torch"
+
+    @override
+    def fit(
+        self,
+        stream: FeatureStream,
+        *,
+        seed: int,
+        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
+        gang: Gang | None = None,
+    ) -> FitResult:
+        """
+        :raises UnitModelError: There are fewer frames than clusters, or the features cannot be used.
+        """
+        config = self._config
+
+        names = [f"{config.label_set}{k}" for k in config.num_clusters]
+
+        specs = [CodebookSpec(names[0], config.num_clusters[0])]
+
+        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
+
+        centroids, maps = coarsen(fitted.centroids[0], config.num_clusters[1:], config.n_init, seed)
+
+        model = HierarchyUnitModel(
+            {LabelSetSpec(n, len(c), stream.rate): c for n, c in zip(names, centroids, strict=True)},
+            maps,
+            provenance(stream, HIERARCHY_FITTER, asdict(config), seed, fitted),
+            assignment=config.assignment,
+        )
+
+        return FitResult(model, _reports(model, fitted))
+
+
+def coarsen(centroids: Features, sizes: Sequence[int], n_init: int, seed: int) -> tuple[list[Features], list[Units]]:
+    """Cluster centroids level by level, by scikit-learn's exact k-means: there are few of them.
+
+    :param centroids: The finest level. *Shape:* (K, D).
+    :returns: The centroids of all levels, the finest first, and for each but the first where the units of the level
+        before went.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    levels, maps = [centroids], []
+
+    for level, size in enumerate(sizes):
+        estimator = KMeans(size, n_init=n_init, random_state=seed + 1 + level)
+
+        # One thread: sums in one order, here and on every rank.
+        with threadpool_limits(1):
+            units = estimator.fit_predict(levels[-1])
+
+        levels.append(np.asarray(estimator.cluster_centers_, np.float32))
+        maps.append(units.astype(np.int32))
+
+    return levels, maps
+
+
+def _reports(model: HierarchyUnitModel, fitted: Clustering) -> tuple[FitReport, ...]:
+    """Report the coarse levels from what was counted on the finest one."""
+    (finest,) = fitted.reports
+
+    reports, sizes = [finest], np.array(finest.cluster_sizes, np.int64)
+
+    base = model.centroids[0].astype(np.float64)
+
+    for spec, centroids, units in zip(model.label_sets[1:], model.centroids[1:], model.composed_maps[1:], strict=True):
+        merged = np.bincount(units, sizes, minlength=spec.size).astype(np.int64)
+
+        # ‖x - c'‖² summed over a cluster of mean c is ‖x - c‖² plus ‖c - c'‖² for each of its frames.
+        moved = float((sizes * np.square(base - centroids[units]).sum(axis=1)).sum()) / max(int(sizes.sum()), 1)
+
+        reports.append(
+            replace(
+                finest,
+                label_set=spec.name,
+                num_units=spec.size,
+                inertia_per_frame=finest.inertia_per_frame + moved,
+                min_cluster_size=int(merged.min()),
+                median_cluster_size=float(np.median(merged)),
+                max_cluster_size=int(merged.max()),
+                num_dead_units=int((merged == 0).sum()),
+                unit_entropy_bits=entropy_bits(merged),
+                cluster_sizes=tuple(merged.tolist()),
+            )
+        )
+
+    return tuple(reports)
+
+
+def create_hierarchy_fitter(resolver: DependencyResolver, config: HierarchyConfig) -> UnitModelFitter:
+    """Create the fitter ``hierarchy`` (the factory that is registered)."""
+    return HierarchyFitter(config)

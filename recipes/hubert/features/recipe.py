@@ -1,0 +1,98 @@
+"""``features``: manifest → files of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.task import Task
+from typing_extensions import override
+
+from hubert_plugin.data.manifest import list_splits, read_manifest
+from hubert_plugin.errors import ConfigError, ManifestError
+from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
+from hubert_plugin.registry import FeatureSource, create_component
+from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.output_dir import register_output_guard
+from hubert_plugin.units.dump import dump_features
+from hubert_plugin.units.stream import AudioFeatureStream
+
+
+@final
+class FeaturesRecipe(Recipe):
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_output_guard(container)
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(HubertFeaturesConfig)
+
+        def run(should_stop: Callable[[], bool]) -> None:
+            write_features(context, config, should_stop)
+
+            context.gangs.root.barrier()
+
+        return FunctionTask(run)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return HubertFeaturesConfig
+
+
+def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_stop: Callable[[], bool]) -> None:
+    """Write this process's shards of the splits of ``config`` to the output folder."""
+    if config.manifest_dir is None:
+        raise ConfigError("`manifest_dir` must be given.")
+
+    splits = config.splits if config.splits is not None else list_splits(config.manifest_dir)
+
+    if not splits:
+        raise ManifestError(f"There is no manifest (`*.tsv`) in '{config.manifest_dir}'.")
+
+    source = create_component(
+        context.resolver,
+        FeatureSource,  # type: ignore[type-abstract]
+        config.features.name,
+        config.features.config,
+    )
+
+    streams = [
+        AudioFeatureStream(read_manifest(config.manifest_dir, s), source, config.audio, num_workers=config.num_workers)
+        for s in splits
+    ]
+
+    gang = context.gangs.root
+
+    num_shards = config.num_shards or gang.size
+
+    kind: Any = config.format
+
+    with context.progress_reporter as progress:
+        for stream in streams:
+            shards = range(gang.rank, num_shards, gang.size)
+
+            if config.shard is not None:
+                shards = range(config.shard, config.shard + 1) if gang.rank == 0 else range(0)
+
+            written = dump_features(
+                stream,
+                kind,
+                context.output_dir,
+                num_shards=num_shards,
+                shards=shards,
+                progress=progress,
+                should_stop=should_stop,
+            )
+
+            log.info(
+                "Features of '{}' in {}: {} of this process's {} shards written now, the others were there.",
+                stream.manifest.split,
+                context.output_dir,
+                len(written),
+                len(shards),
+            )

@@ -1,0 +1,384 @@
+"""Alignments of every format, what frames read from them, and all that can be wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubert_plugin import frames
+from hubert_plugin.analysis.alignments import Alignment, AlignmentConfig, frame_labels, read_alignments
+from hubert_plugin.analysis.textgrid import read_textgrid
+from hubert_plugin.analysis.utterance_ids import UtteranceIndex
+from hubert_plugin.data.manifest import Manifest
+from hubert_plugin.demo import frame_phones
+from hubert_plugin.errors import ConfigError, HubertError, LabelError
+
+SECOND = frames.SAMPLE_RATE
+
+LONG = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 1
+tiers? <exists>
+size = 3
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "words"
+        xmin = 0
+        xmax = 1
+        intervals: size = 1
+        intervals [1]:
+            xmin = 0
+            xmax = 1
+            text = "say ""2 3"" 4"
+    item [2]:
+        class = "TextTier"
+        name = "clicks"
+        xmin = 0
+        xmax = 1
+        points: size = 1
+        points [1]:
+            number = 0.5
+            mark = "x"
+    item [3]:
+        class = "IntervalTier"
+        name = "phones"
+        xmin = 0
+        xmax = 1
+        intervals: size = 3
+        intervals [1]:
+            xmin = 0
+            xmax = 0.25
+            text = ""
+        intervals [2]:
+            xmin = 0.25
+            xmax = 0.5
+            text = "AH0"
+        intervals [3]:
+            xmin = 0.5
+            xmax = 1
+            text = "ŋ"
+""".replace("\n", " \n")  # Praat ends its lines so
+
+SHORT = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+0
+1
+<exists>
+3
+"IntervalTier"
+"words"
+0
+1
+1
+0
+1
+"say ""2 3"" 4"
+"TextTier"
+"clicks"
+0
+1
+1
+0.5
+"x"
+"IntervalTier"
+"phones"
+0
+1
+3
+0
+0.25
+""
+0.25
+0.5
+"AH0"
+0.5
+1
+"ŋ"
+"""
+
+
+def make_manifest(**sizes: float) -> Manifest:
+    """A manifest of ``name.wav`` files in a folder, with their seconds."""
+    ids = [f"speaker/{name}.wav" for name in sizes]
+
+    samples = np.array([round(s * SECOND) for s in sizes.values()], np.int64)
+
+    return Manifest(Path("corpus/valid.tsv"), "valid", Path("corpus"), ids, samples)
+
+
+def read(path: Path, manifest: Manifest, **options: object) -> Alignment:
+    alignment = read_alignments(AlignmentConfig(path=path, **options), manifest)  # type: ignore[arg-type]
+
+    assert alignment is not None
+
+    return alignment
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", [LONG, SHORT], ids=["long", "short"])
+def test_both_forms_of_textgrids_are_read_in_the_encodings_that_praat_writes(
+    tmp_path: Path, text: str, encoding: str
+) -> None:
+    path = tmp_path / "utt.TextGrid"
+
+    path.write_bytes(text.encode(encoding))
+
+    words, phones = read_textgrid(path)
+
+    assert (words.name, words.intervals) == ("words", [(0.0, 1.0, 'say "2 3" 4')])
+    assert (phones.name, phones.intervals) == ("phones", [(0.0, 0.25, ""), (0.25, 0.5, "AH0"), (0.5, 1.0, "ŋ")])
+
+
+def test_a_textgrid_of_latin_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "utt.TextGrid"
+
+    path.write_bytes(SHORT.replace("ŋ", "é").encode("latin-1"))
+
+    assert read_textgrid(path)[1].intervals[2] == (0.5, 1.0, "é")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello", 'is not a TextGrid: the text "ooTextFile" was expected'),
+        (LONG[:430], "is cut off"),
+        (LONG.replace("xmax = 0.25", 'xmax = "0.25"'), r'utt.TextGrid:36: a number was expected, but "0.25" was found'),
+        (SHORT.replace("TextTier", "MapTier"), "unknown kind 'MapTier'"),
+        ('"Praat chronological TextGrid text file"\n0 1', "chronological"),
+        ("ooBinaryFile\x08TextGrid", "binary form"),
+    ],
+)
+def test_a_bad_textgrid_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "utt.TextGrid"
+
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(LabelError, match=message):
+        read_textgrid(path)
+
+
+def test_textgrids_in_folders_are_matched_with_their_utterances(tmp_path: Path) -> None:
+    (tmp_path / "speaker").mkdir()
+
+    (tmp_path / "speaker" / "a.TextGrid").write_text(LONG, encoding="utf-8")
+    (tmp_path / "speaker" / "b.TextGrid").write_text(SHORT, encoding="utf-8")
+
+    alignment = read(tmp_path, make_manifest(a=1.0, b=1.0), strip_stress=True)
+
+    assert alignment["speaker/a.wav"] == [(0.0, 0.25, "SIL"), (0.25, 0.5, "AH"), (0.5, 1.0, "ŋ")]
+    assert alignment["speaker/b.wav"] == alignment["speaker/a.wav"]
+
+    with pytest.raises(LabelError, match=r"must have one interval tier 'syllables'.* 'words', 'phones'"):
+        read(tmp_path, make_manifest(a=1.0, b=1.0), tier="syllables")
+
+
+def test_ctm_table_and_textgrid_of_the_same_phones_are_equal(tmp_path: Path) -> None:
+    manifest = make_manifest(a=1.0)
+
+    (tmp_path / "a.TextGrid").write_text(SHORT, encoding="utf-8")
+
+    ctm = write(tmp_path / "a.ctm", ";; comment", "a 1 0.50 0.50 ŋ_E 0.98", "a 1 0.25 0.25 AH0_B", "other 1 0 1 B_S")
+    tsv = write(tmp_path / "a.tsv", "utt\tstart\tend\tphone", "a.wav\t0.25\t0.5\tAH0", "", "a.wav\t0.5\t1\tŋ")
+
+    expected = read(tmp_path / "a.TextGrid", manifest).segments
+
+    from_ctm = read(ctm, manifest, gap="SIL", strip_position=True)
+
+    assert from_ctm.segments == expected
+    assert from_ctm.num_ignored == 1
+    assert read(tsv, manifest, gap="SIL").segments == expected
+
+
+def test_kaldi_vectors_give_their_labels_back_at_both_rates(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    manifest = make_manifest(a=1.0, b=0.7)
+
+    labels = {
+        name: np.repeat(rng.integers(1, 5, 40), 3)[: frames.num_mfcc_frames(n)].astype(np.int32)
+        for name, n in zip("ab", manifest.sizes.tolist(), strict=True)
+    }
+
+    kaldiio.save_ark(str(tmp_path / "ali.ark"), labels, scp=str(tmp_path / "ali.scp"))
+
+    write(tmp_path / "phones.txt", "<eps> 0", "AH 1", "B 2", "SIL 3", "T 4")
+
+    names = ["<eps>", "AH", "B", "SIL", "T"]
+
+    for file in ("ali.ark", "ali.scp"):
+        alignment = read(tmp_path / file, manifest, symbols=tmp_path / "phones.txt")
+
+        for name, id_ in zip("ab", manifest.ids, strict=True):
+            expected = [names[p] for p in labels[name]]
+
+            assert alignment.frame_labels(id_, len(expected), 100) == expected
+            assert alignment.frame_labels(id_, len(expected[::2]), 50) == expected[::2]
+
+    assert read(tmp_path / "ali.ark", manifest)["speaker/a.wav"][0][2] == str(labels["a"][0])
+
+    with pytest.raises(LabelError, match=r"'speaker/a.wav' has 98 labels, but 49 frames at 50.* at 100 per second"):
+        read(tmp_path / "ali.ark", manifest, rate=50)
+
+    with pytest.raises(LabelError, match=r"4 is not in '.*few.txt' \('a' has it\)"):
+        read(tmp_path / "ali.ark", manifest, symbols=write(tmp_path / "few.txt", "AH 1", "B 2", "SIL 3"))
+
+    data = (tmp_path / "ali.ark").read_bytes()
+
+    (tmp_path / "half.ark").write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(LabelError, match=r"half\.ark.* cannot be used"):
+        read(tmp_path / "half.ark", manifest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4000), st.sampled_from("abc"), st.booleans()), min_size=1, max_size=12),
+    st.sampled_from([50, 100]),
+)
+def test_frames_read_what_is_at_their_centre(parts: Sequence[tuple[int, str, bool]], rate: int) -> None:
+    segments, position = [], 0
+
+    for length, name, is_gap in parts:
+        if not is_gap:
+            segments.append((position / SECOND, (position + length) / SECOND, name))
+
+        position += length
+
+    num_frames = frames.num_labels(position, rate)
+
+    expected = []
+
+    for t in range(num_frames):
+        center = 200 + t * SECOND // rate
+
+        # In samples, so that nothing is rounded.
+        expected.append(next((n for s, e, n in segments if round(s * SECOND) <= center < round(e * SECOND)), None))
+
+    assert frame_labels(segments, num_frames, rate) == expected
+
+    if not any(is_gap for _, _, is_gap in parts):
+        assert frame_labels(segments, num_frames, rate) == frame_phones(segments, num_frames, rate)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "phones.tsv",
+        "speaker/back\t0\t0.5\tA",
+        "speaker/back\t0.8\t0.5\tB",
+        "speaker/over\t0\t0.6\tA",
+        "speaker/over\t0.5\t1\tB",
+        "speaker/long\t0\t1.3\tA",
+        "speaker/short\t0\t0.5\tA",
+        "speaker/late\t0.2\t1\tA",
+        "speaker/hole\t0\t0.4\tA",
+        "speaker/hole\t0.6\t1\tA",
+        "speaker/neg\t-0.1\t1\tA",
+        "speaker/neg 0 1 A",
+        "speaker/neg\tx\t1\tA",
+        "speaker/neg\tnan\t1\tA",
+    )
+
+    names = ("back", "over", "long", "short", "late", "hole", "neg", "none")
+
+    with pytest.raises(LabelError) as info:
+        read(path, make_manifest(**dict.fromkeys(names, 1.0)))
+
+    message = str(info.value)
+
+    for part in (
+        "'B' goes from 0.8 to 0.5 s",
+        f"{path}:4: 'B' (0.5 to 1 s) overlaps 'A' (0 to 0.6 s, {path}:3)",
+        "'A' ends at 1.3 s, but 'speaker/long.wav' has 1 s of audio",
+        "'speaker/short.wav' has no interval from 0.5 to 1 s (of 1 s)",
+        "'speaker/late.wav' has no interval from 0 to 0.2 s",
+        "'speaker/hole.wav' has no interval from 0.4 to 0.6 s",
+        "'A' goes from -0.1 to 1 s",
+        "'speaker/none.wav' has no intervals",
+        f"{path}:12: expected `utterance<TAB>start<TAB>end<TAB>name` with times in seconds",
+        f"{path}:13: expected",
+    ):
+        assert part in message, message
+
+
+def test_gaps_are_named_or_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "a\t0.06\t0.5\tA", "a\t0.504\t0.6\tB", "a\t0.68\t0.95\tC")
+
+    manifest = make_manifest(a=1.0)
+
+    # Rounding is closed, edges reach out, what is longer is nobody's.
+    assert read(path, manifest)["speaker/a.wav"] == [(0.0, 0.504, "A"), (0.504, 0.6, "B"), (0.68, 1.0, "C")]
+
+    assert read(path, manifest, gap="SIL")["speaker/a.wav"] == [
+        (0.0, 0.06, "SIL"),
+        (0.06, 0.504, "A"),
+        (0.504, 0.6, "B"),
+        (0.6, 0.68, "SIL"),
+        (0.68, 0.95, "C"),
+        (0.95, 1.0, "SIL"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "message"),
+    [
+        ("a.tsv", "", LabelError, "holds no intervals at all"),
+        ("a.tsv", "utt\tstart\tend\tphone\n", LabelError, "holds no intervals at all"),
+        ("a.tsv", "z\t0\t1\tA\ny\t0\t1\tA\n", LabelError, r"of other utterances: none of its 2 names \(such as 'z'\)"),
+        ("a.ctm", "a 1 0.5 A\n", LabelError, r"a\.ctm:1: expected `utterance channel start duration name`"),
+        ("a.ctm", "a 1 0 1 A\nspeaker/a 1 0 1 A\n", LabelError, "'a' and 'speaker/a' are both 'speaker/a.wav'"),
+        ("a.xyz", "a\t0\t1\tA\n", ConfigError, "does not tell its format"),
+        ("a.TextGrid", "a\t0\t1\tA\n", LabelError, "is not a TextGrid"),
+    ],
+)
+def test_files_that_are_empty_of_others_or_of_another_format_are_told(
+    tmp_path: Path, name: str, text: str, error: type[HubertError], message: str
+) -> None:
+    path = tmp_path / name
+
+    path.write_text(text)
+
+    with pytest.raises(error, match=message):
+        read(path, make_manifest(a=1.0))
+
+
+def test_a_missing_file_and_an_empty_folder_are_told(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="There is no alignment"):
+        read(tmp_path / "none.ctm", make_manifest(a=1.0))
+
+    with pytest.raises(LabelError, match="holds no TextGrid"):
+        read(tmp_path, make_manifest(a=1.0))
+
+    (tmp_path / "binary.ctm").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(LabelError, match="cannot be read"):
+        read(tmp_path / "binary.ctm", make_manifest(a=1.0))
+
+
+def test_names_are_matched_only_where_they_are_unique() -> None:
+    index = UtteranceIndex(["a/x.flac", "b/x.flac", "b/y.1.flac", "c/z.flac", "c/z.wav", "t.zip:12:34"])
+
+    assert index.find("a/x.flac") == "a/x.flac"
+    assert index.find("a/x") == "a/x.flac"
+    assert index.find("x") is None
+    assert index.find("y.1") == "b/y.1.flac"
+    assert index.find("elsewhere/y.1.wav") == "b/y.1.flac"
+    assert index.find("y") is None
+    assert index.find("c/z") is None
+    assert index.find("t.zip:12:34") == "t.zip:12:34"
+    assert index.find("t") is None
