@@ -111,10 +111,12 @@ def collate(
 
     width = max(num_samples)
 
-    seqs = torch.zeros((len(waveforms), width), dtype=torch.float32)
+    # In numpy, as all of this: where a loading thread has PyTorch copy, OpenMP starts a team of threads for it, and with
+    # more such threads than cores those of the training step no longer wait awake (46 -> 57 s of audio per second).
+    seqs = np.zeros((len(waveforms), width), dtype=np.float32)
 
-    for row, waveform in zip(seqs, waveforms, strict=True):
-        row[: waveform.size] = torch.from_numpy(waveform)
+    for row, waveform in enumerate(waveforms):
+        seqs[row, : waveform.size] = waveform
 
     frame_width = frames.num_frames(width)
 
@@ -143,7 +145,7 @@ def collate(
     flat_targets = targets.reshape(num_sets, -1)
 
     return HubertBatch(
-        waveforms=seqs,
+        waveforms=torch.from_numpy(seqs),
         num_samples=num_samples,
         temporal_mask=torch.from_numpy(temporal_mask),
         masked_indices=torch.from_numpy(masked),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import final
 
 import numpy as np
+import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineError, read_sequence
 from fairseq2.datasets import DataReader, DataReadError
 from fairseq2.gang import Gangs, all_sum
@@ -19,6 +21,8 @@ from hubert_plugin.data.plan import BatchConfig, PlannedBatch, plan_epoch
 from hubert_plugin.errors import HubertError
 
 _SHUFFLE_STREAM = 3
+
+_local = threading.local()
 
 NUM_RANKS_KEY = "num_ranks"
 """Where the state of a reader says how many ranks read the data when it was saved."""
@@ -166,6 +170,8 @@ class HubertDataReader(DataReader[HubertBatch]):
         plan, epoch, loader = self.plan(), self._epoch, self._loader
 
         def load(position: int) -> tuple[int, HubertBatch | int]:
+            _compute_alone()
+
             batch = loader.load(plan[position], epoch)
 
             return position, plan[position].indices.size if batch is None else batch
@@ -231,6 +237,21 @@ class HubertDataReader(DataReader[HubertBatch]):
     @override
     def num_accumulate(self) -> int:
         return self._num_accumulate
+
+
+def _compute_alone() -> None:
+    """Let what a loading thread computes with PyTorch (resampling) take this thread only.
+
+    A team of OpenMP threads for each would make more threads than there are cores; OpenMP then puts the threads of the
+    training step to sleep between operations, and waking them takes longer than many operations do.
+    """
+    if threading.current_thread() is threading.main_thread() or getattr(_local, "alone", False):
+        return
+
+    # Of this thread, and of threads that are born later; not of those that compute already.
+    torch.set_num_threads(1)
+
+    _local.alone = True
 
 
 def _find_cause(ex: BaseException) -> Exception:

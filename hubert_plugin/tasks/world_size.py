@@ -60,7 +60,7 @@ def _fit(step_dir: Path, world_size: int) -> None:
 
     log.warning(
         "The checkpoint of step {} was written by {} process(es), but {} run now: an update covers {} times as much "
-        "audio now, unless `trainer.grad_accumulation.num_batches` or the batch changes, too.",
+        "audio now, unless `task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches` evens it out.",
         step,
         old_size,
         world_size,

@@ -245,7 +245,7 @@ def register_hubert_configs(container: DependencyContainer) -> None:
             norm_order="pre",
             # The first layers, which have many rows, would take most of the time. Wide last ones learn in 800 updates
             # of the demo what 128 channels learn in 1,500 (masked accuracy 12.7 %).
-            conv_layers=[(48, 10, 5), (96, 3, 2), (128, 3, 2), (192, 3, 2), (256, 3, 2), (256, 2, 2), (256, 2, 2)],
+            conv_layers=[(32, 10, 5), (64, 3, 2), (128, 3, 2), (192, 3, 2), (256, 3, 2), (256, 2, 2), (256, 2, 2)],
             conv_norm="group",
             feature_grad_scale=1.0,
             pos_conv_kernel=32,

@@ -91,10 +91,10 @@ class HubertPretrainConfig:
 
     regime: RegimeSection = field(
         default_factory=lambda: RegimeSection(
-            num_steps=1200,
+            num_steps=1000,
             score_metric="masked_accuracy",
-            validate_every_n_steps=600,
-            checkpoint_every_n_steps=600,
+            validate_every_n_steps=500,
+            checkpoint_every_n_steps=500,
             keep_last_n_checkpoints=1,
             keep_best_n_checkpoints=1,
             publish_metrics_every_n_steps=100,
