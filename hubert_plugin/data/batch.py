@@ -111,8 +111,8 @@ def collate(
 
     width = max(num_samples)
 
-    # In numpy, as all of this: where a loading thread has PyTorch copy, OpenMP starts a team of threads for it, and with
-    # more such threads than cores those of the training step no longer wait awake (46 -> 57 s of audio per second).
+    # In numpy, as all of this: where a loading thread has PyTorch copy, OpenMP starts a team of threads for it; with
+    # more such threads than cores, those of the training step no longer wait awake (46 -> 57 s of audio per second).
     seqs = np.zeros((len(waveforms), width), dtype=np.float32)
 
     for row, waveform in enumerate(waveforms):
