@@ -54,9 +54,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path`` through :func:`atomic_path`."""
+    """Write ``text`` (UTF-8; file names that are no UTF-8, as they are) to ``path`` through :func:`atomic_path`."""
     with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def file_digest(path: Path) -> str:

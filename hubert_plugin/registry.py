@@ -147,8 +147,13 @@ class HubertTask(ABC):
         """Return the label sets, checked against manifest and dictionary; made on the way where the config says so."""
 
     @abstractmethod
-    def create_readers(self) -> Any:
-        """Return the training reader and the validation readers by split name."""
+    def create_readers(self, *, normalize_audio: bool = False, num_accumulate: int = 1) -> Any:
+        """Return the readers: an object with ``train``, a ``DataReader`` with ``pop_wait_seconds``, and ``valid``, a
+        ``DataReader`` or ``None``.
+
+        :param normalize_audio: Whether the model expects normalised waveforms.
+        :param num_accumulate: The number of batches of an update.
+        """
 
 
 class ComponentFactory(Protocol):
@@ -180,12 +185,14 @@ def register_target_head(container: DependencyContainer, name: str, config_kls: 
 
 
 def register_criterion(container: DependencyContainer, name: str, config_kls: type, factory: Any) -> None:
-    """Register a criterion under ``name``. ``factory(resolver, config)`` returns a callable ``model -> Criterion``."""
+    """Register a criterion under ``name``. ``factory(resolver, config)`` returns a callable
+    ``(module, model) -> Criterion``: what is called (the model or its data-parallel wrapper), and the model itself."""
     register_component(container, Criterion, name, config_kls, factory)  # type: ignore[type-abstract]
 
 
 def register_task(container: DependencyContainer, name: str, config_kls: type, factory: Any) -> None:
-    """Register a task under ``name``. ``factory(resolver, config)`` returns ``RecipeContext -> HubertTask``."""
+    """Register a task under ``name``. ``factory(resolver, config)`` returns a callable
+    ``(RecipeContext, HubertDatasetSection, seed) -> HubertTask``."""
     register_component(container, HubertTask, name, config_kls, factory)  # type: ignore[type-abstract]
 
 

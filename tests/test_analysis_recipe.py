@@ -199,6 +199,20 @@ def test_a_unit_model_is_measured_on_its_features(tmp_path: Path, corpus: Path) 
     assert measured["quality"] is None
     assert measured["statistics"]["num_units"] == 5
 
+    # Beside labels of the same name, neither is lost.
+    run = analyze(
+        tmp_path / "both", f"manifest_dir={corpus}", f"unit_model={tmp_path / 'units' / 'units.safetensors'}",
+        "labels=[km]", f"alignment.path={corpus / 'times' / 'phones.tsv'}", "plots=false",
+    )  # fmt: skip
+
+    assert run.poll() == 0, run.raw
+
+    sets = read_result(tmp_path / "both")["label_sets"]
+
+    assert {name: s["statistics"]["num_units"] for name, s in sets.items()} == {"km": NUM_UNITS, "km (unit model)": 5}
+
+    assert {p.name for p in (tmp_path / "both").glob("*.tsv")} == {"joint_km.tsv", "joint_km_unit_model.tsv"}
+
     other = analyze(
         tmp_path / "other",
         f"manifest_dir={corpus}",

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
 from builders import Run, command_server, make_corpus, make_labels, pretrain_config, speech_like, write_config
 
 from hubert_plugin import load_hubert
-from hubert_plugin.data.manifest import write_manifest
+from hubert_plugin.data.manifest import read_manifest, write_manifest
 from hubert_plugin.errors import CheckpointError
 
 
@@ -175,20 +174,34 @@ def test_checkpoint_that_lacks_a_part_is_named(trained: Trained) -> None:
     )
 
 
-def test_resuming_a_sharded_run_with_another_number_of_ranks_is_refused(trained: Trained) -> None:
+def test_resuming_a_sharded_run_with_whole_parameters_is_refused(trained: Trained) -> None:
     """What FSDP wrote is in as many parts as there were ranks."""
     (shard,) = (trained.step(8) / "model").rglob("sdp_00.pt")
 
     shard.with_name("sdp_01.pt").write_bytes(shard.read_bytes())
 
-    for name in ("trainer/rank_{}.pt", "data_reader/dp_{}.pt"):
-        (trained.step(8) / name.format("01")).write_bytes((trained.step(8) / name.format("00")).read_bytes())
+    assert_sentence(trained.pretrain("regime.num_steps=10"), ["step_8", "sharded over 2 processes", "is to be whole"])
 
-    reader = torch.load(trained.step(8) / "data_reader/dp_00.pt", weights_only=False)
 
-    torch.save({**reader, "num_ranks": 2}, trained.step(8) / "data_reader/dp_00.pt")
+def test_resuming_with_smaller_batches_is_what_the_answer_to_short_memory_says(trained: Trained) -> None:
+    run = trained.pretrain("regime.num_steps=10", "task.config.batching.batch_seconds=3.0")
 
-    assert_sentence(trained.pretrain("regime.num_steps=10"), ["step 8", "sharded over 2 processes", "1 runs now"])
+    assert run.poll() == 0, run.raw[-3000:]
+    assert "Resuming from step 8." in run.raw
+
+
+def test_validation_split_of_short_utterances_only_is_named_before_training(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_valid=1, seconds=(1.0, 2.3), seed=3)
+
+    longest = read_manifest(corpus, "valid").sizes.max() / 16_000 + 0.01
+
+    assert longest < 2.4 and (read_manifest(corpus, "train").sizes / 16_000 > longest).sum() > 5
+
+    config = write_config(tmp_path / "config.yaml", pretrain_config(corpus))
+
+    run = command_server().pretrain(tmp_path / "out", config, f"task.config.batching.min_seconds={longest}")
+
+    assert_sentence(run, ["'valid'", "no utterance of at least", "min_seconds", "valid_split=null"])
 
 
 def test_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one_valid(trained: Trained) -> None:

@@ -304,6 +304,16 @@ def test_onnx_of_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeyp
 
     assert (tmp_path / "m.onnx").stat().st_size < (tmp_path / "m.onnx.data").stat().st_size
 
+    (tmp_path / "n.onnx.data").write_text("dear to somebody")
+
+    with pytest.raises(OutputDirError, match=r"n\.onnx\.data' exists already"):
+        export_hubert(create_model(), tmp_path / "n.onnx", format="onnx", audio=WAVE)
+
+    assert (tmp_path / "n.onnx.data").read_text() == "dear to somebody"
+    assert not (tmp_path / "n.onnx").exists()
+
+    export_hubert(create_model(), tmp_path / "m.onnx", format="onnx", overwrite=True, audio=WAVE)
+
 
 def test_half_precision_models_are_exported_in_full_precision(tmp_path: Path) -> None:
     model = create_model()
@@ -431,6 +441,43 @@ def test_an_earlier_export_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert "HubertForCTC" in (tmp_path / "hf/config.json").read_text()
 
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_dictionaries_of_somebody_else_stay(tmp_path: Path) -> None:
+    (tmp_path / "dict.ltr.txt").write_text("mine 1\n")
+
+    with pytest.raises(OutputDirError, match=r"dict\.ltr\.txt' exists already"):
+        export_hubert(create_recogniser(), tmp_path / "m.pt", format="fairseq", audio=WAVE)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["dict.ltr.txt"]
+    assert (tmp_path / "dict.ltr.txt").read_text() == "mine 1\n"
+
+    export_hubert(create_recogniser(), tmp_path / "m.pt", format="fairseq", overwrite=True, audio=WAVE)
+
+    assert (tmp_path / "dict.ltr.txt").read_text() == "| 1\nA 1\nB 1\nC 1\n"
+
+    # A second model with the same symbols.
+    export_hubert(create_recogniser(), tmp_path / "n.pt", format="fairseq", audio=WAVE)
+
+
+@pytest.mark.parametrize("symbols", [[], ["-", "|", "A", "B", "C", "D", "E", "F"]])
+def test_recognisers_without_special_symbols_get_no_dictionary(symbols: list[str], tmp_path: Path) -> None:
+    encoder = replace(tiny_config(), heads=[])
+
+    config = HubertCtcConfig(encoder=encoder, vocab_size=8, symbols=symbols)
+
+    report = export_hubert(create_hubert_ctc_model(config).eval(), tmp_path / "m.pt", format="fairseq", audio=WAVE)
+
+    assert any("No dict.ltr.txt is written" in note for note in report.notes)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+
+    with pytest.raises(CheckpointError, match=r"output 0 .* the blank, but the model's blank is output 3"):
+        export_hubert(
+            create_hubert_ctc_model(replace(config, blank=3)), tmp_path / "b.pt", format="fairseq", audio=WAVE
+        )
+
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

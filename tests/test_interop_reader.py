@@ -268,6 +268,46 @@ def test_old_file_that_claims_huge_storages_is_refused_before_they_are_made(tmp_
         read_checkpoint(tmp_path / "huge.pt")
 
 
+def test_zip_file_that_claims_more_than_it_stores_is_refused(tmp_path: Path) -> None:
+    """PyTorch before 2.10 reads the claimed number of bytes, beyond the end of the record."""
+    torch.save({"x": torch.zeros(3)}, tmp_path / "good.pt")
+
+    with zipfile.ZipFile(tmp_path / "good.pt") as archive:
+        data, record = archive.read("good/data.pkl"), archive.read("good/data/0")
+
+    huge = re.sub(rb"(cpuq.)K\x03", b"\\1J" + struct.pack("<i", 1 << 30), data, flags=re.DOTALL)
+
+    assert huge != data
+
+    with pytest.raises(
+        CheckpointError, match="claims 4,294,967,296 bytes for the tensor storage '0', but 12 are stored"
+    ):
+        read_checkpoint(write_zip(tmp_path / "huge.pt", huge, **{"0": record}))
+
+    assert read_checkpoint(write_zip(tmp_path / "again.pt", data, **{"0": record}))["x"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("format_", list(FORMATS))
+def test_writing_into_tensors_is_refused(format_: str, tmp_path: Path) -> None:
+    data = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)RK\x00K\x01s."
+
+    with pytest.raises(CheckpointError, match="writes into a tensor"):
+        read_checkpoint(FORMATS[format_](tmp_path / "x.pt", data))
+
+
+def test_old_file_with_a_zip_file_at_its_end_is_read_as_what_it_begins_with(tmp_path: Path) -> None:
+    hostile = write_old(tmp_path / "old.pt", hostile_pickles(tmp_path / "marker")["os.system"]).read_bytes()
+
+    harmless = write_zip(tmp_path / "zip.pt", pickle.dumps({}, protocol=2)).read_bytes()
+
+    (tmp_path / "both.pt").write_bytes(hostile + harmless)
+
+    assert zipfile.is_zipfile(tmp_path / "both.pt")
+
+    with pytest.raises(CheckpointError, match="hostile"):
+        read_checkpoint(tmp_path / "both.pt")
+
+
 def test_tensor_that_is_larger_than_its_data_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(1).expand(1 << 40)}}, tmp_path / "wide.pt")
 

@@ -19,6 +19,7 @@ from hubert_plugin.data.feature_files import (
     is_feature_shard_done,
     merge_feature_shards,
     open_feature_writer,
+    withdraw_merged,
 )
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.data.shards import remove_leftovers, shard_range
@@ -214,6 +215,63 @@ def test_shards_are_joined_when_all_are_there(tmp_path: Path, kind: FeatureForma
         (tmp_path / "train_1_3.npy").unlink()
 
         assert "train_1_3.npy" in fail(kind, tmp_path, manifest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_of_different_making_are_not_joined(tmp_path: Path, kind: FeatureFormat) -> None:
+    manifest, features = make_manifest(tmp_path), make_features()
+
+    def write_shard(i: int, value: np.float32, by: str) -> None:
+        with open_feature_writer(
+            kind, tmp_path, "train", dim=DIM, rate=50, shard=(i, 2), provenance={"by": by}
+        ) as writer:
+            for j in shard_range(4, (i, 2)):
+                writer.write(manifest.ids[j], features[j] + value)
+
+    for i in range(2):
+        write_shard(i, np.float32(0), "old")
+
+    assert merge_feature_shards(kind, tmp_path, "train", 2)
+
+    merged = [feature_paths("kaldi", tmp_path, "train")[role] for role in ("record", "scp")]
+
+    # The same making leaves what is there, another withdraws it.
+    withdraw_merged(kind, tmp_path, "train", {"by": "old"})
+    assert [p.exists() for p in merged] == [kind == "kaldi"] * 2
+
+    withdraw_merged(kind, tmp_path, "train", {"by": "new"})
+    assert [p.exists() for p in merged] == [False] * 2
+
+    write_shard(0, np.float32(1), "new")
+
+    assert not merge_feature_shards(kind, tmp_path, "train", 2)
+
+    message = fail(kind, tmp_path, manifest)
+
+    assert ("not made in the same way" if kind == "fairseq" else "no kaldi features") in message
+
+    write_shard(1, np.float32(1), "new")
+
+    assert merge_feature_shards(kind, tmp_path, "train", 2)
+
+    opened = open_stored_features(kind, tmp_path, manifest)
+
+    assert opened.record is not None and opened.record["by"] == "new"
+
+    for i, f in enumerate(features):
+        np.testing.assert_array_equal(opened.read(i), f + np.float32(1))
+
+
+def test_keys_that_are_no_utf8_are_written_and_joined(tmp_path: Path) -> None:
+    key = b"caf\xe9".decode("utf-8", "surrogateescape")
+
+    with open_feature_writer("kaldi", tmp_path, "train", dim=DIM, rate=50, shard=(0, 1)) as writer:
+        writer.write(key, make_features()[0])
+
+    assert merge_feature_shards("kaldi", tmp_path, "train", 1)
+
+    assert (tmp_path / "train/feats.scp").read_bytes().startswith(b"caf\xe9 ")
+    assert (tmp_path / "train/feats.0_1.ark").read_bytes().startswith(b"caf\xe9 \0B")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -254,6 +254,13 @@ def test_commands_are_refused_unless_they_are_allowed(data: Path, tmp_path: Path
 
     assert count.read_text() == "x\n"  # each command runs once
 
+    # Another command is not taken for the one whose audio is there.
+    (data / "wav.scp").write_text(f"a/b cat {tmp_path}/wav/r3.flac |\nd {tmp_path}/wav/r3.flac\n")
+
+    waveforms = read(scan(data, allow_pipes=True, audio_dir=tmp_path / "out/audio"))
+
+    np.testing.assert_array_equal(waveforms["a/b"], waveforms["d"])
+
     (data / "wav.scp").write_text(f"a echo hello |\nb echo no >&2; false |\nd {tmp_path}/wav/r3.flac\n")
 
     message = fail(data, allow_pipes=True, audio_dir=tmp_path / "out/audio")

@@ -19,7 +19,7 @@ from hubert_plugin.data.manifest import read_manifest, write_manifest
 from hubert_plugin.data.utterance_ids import read_utterance_ids
 from hubert_plugin.errors import ConfigError, UnitModelError
 from hubert_plugin.registry import LabelSetSpec
-from hubert_plugin.units.label import label_manifest
+from hubert_plugin.units.label import check_features, label_manifest
 from hubert_plugin.units.mfcc import MfccConfig, MfccSource
 from hubert_plugin.units.model import KMeansUnitModel, load_units
 from hubert_plugin.units.stored import StoredFeatureConfig, StoredFeatureSource, open_feature_stream
@@ -98,6 +98,19 @@ def test_units_of_stored_features_are_those_of_audio(
 
     for name in ("train.km", "train.km.json", "dict.km.txt"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+    # A model is known by its fingerprint, whatever it is called; without one by its name.
+    layer = {**audio.describe(), "model": "runs/a", "model_fingerprint": "1234"}
+
+    dump(tmp_path / "layer", mfcc, corpus, kind, features=layer)
+
+    files = open_feature_stream(manifest, stored(kind, tmp_path / "layer"))
+
+    check_features(unit_model(features={**layer, "model": "runs/b"}), files)
+
+    for change in ({"model_fingerprint": "5678"}, {"model_fingerprint": None}, {"layer": 6}):
+        with pytest.raises(UnitModelError, match="was fitted on the features"):
+            check_features(unit_model(features={**layer, **change}), files)
 
     other = unit_model(features={**audio.describe(), "kind": "other"})
 

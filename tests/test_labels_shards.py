@@ -20,12 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubert_plugin.data import label_pieces
-from hubert_plugin.data.label_convert import convert_labels, read_kaldi_labels, write_kaldi_labels
+from hubert_plugin.data.label_convert import (
+    convert_labels,
+    list_label_sets,
+    read_kaldi_labels,
+    write_kaldi_labels,
+)
 from hubert_plugin.data.label_pieces import MIN_PIECE_SECONDS, NUM_PIECES, LabelPieces, cut_pieces
 from hubert_plugin.data.labels import open_labels, write_labels
 from hubert_plugin.data.manifest import Manifest, read_manifest, write_manifest
 from hubert_plugin.data.shards import shard_range
-from hubert_plugin.data.utterance_ids import write_utterance_ids
+from hubert_plugin.data.utterance_ids import read_utterance_ids, write_utterance_ids
 from hubert_plugin.errors import LabelError, StorageError
 from hubert_plugin.frames import num_labels
 from hubert_plugin.registry import LabelSetSpec
@@ -121,6 +126,37 @@ def test_pieces_are_joined_by_whoever_finishes_last(tmp_path: Path, form: str, m
     assert not LabelPieces(tmp_path, manifest, SPECS, other, form=form).is_joined()  # type: ignore[arg-type]
     assert not LabelPieces(tmp_path, manifest, SPECS[:1], {**PROVENANCE, "features": 1}, form=form).is_joined()  # type: ignore[arg-type]
     assert not LabelPieces(tmp_path, make_manifest(tmp_path, [16_000]), SPECS, PROVENANCE, form=form).is_joined()  # type: ignore[arg-type]
+
+
+def test_what_tells_labels_apart_is_the_fingerprint_of_a_model_and_not_its_name(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, [16_000, 16_000])
+
+    def store(model: str, fingerprint: str | None) -> LabelPieces:
+        features = {"name": "hubert_layer", "model": model, "model_fingerprint": fingerprint}
+
+        return LabelPieces(tmp_path, manifest, SPECS[:1], {**PROVENANCE, "features": features})
+
+    piece = range(2)
+
+    for fingerprint in ("1234", None):
+        ours = store("runs/a", fingerprint)
+
+        ours.write(piece, [make_units(manifest, i)[:1] for i in piece])
+
+        assert ours.has(piece)
+        assert store("runs/b", fingerprint).has(piece) == (fingerprint is not None)
+        assert not store("runs/a", "5678").has(piece)
+
+        assert ours.join([piece]) and ours.is_joined()
+        assert store("runs/b", fingerprint).is_joined() == (fingerprint is not None)
+        assert not store("runs/a", "5678").is_joined()
+
+
+def test_transcripts_beside_labels_are_no_label_sets(tmp_path: Path) -> None:
+    for name in ("km", "km.json", "tsv", "wrd", "ltr", "phn", "ids.txt", "ark", "it2.safetensors"):
+        (tmp_path / f"train.{name}").write_text("1\n")
+
+    assert list(list_label_sets(tmp_path, "train")) == ["it2", "km"]
 
 
 def test_pieces_of_other_origin_or_damaged_are_not_used(tmp_path: Path) -> None:
@@ -237,6 +273,23 @@ def test_labels_go_through_all_forms_unchanged(tmp_path: Path) -> None:
         assert labels.spec == spec and [labels[i].tolist() for i in range(4)] == [u.tolist() for u in units]
 
     assert convert_labels(scp, tmp_path / "back", "a", manifest, form="km", size=7) == spec
+
+    import kaldiio
+
+    commands = tmp_path / "commands.scp"
+
+    for idx, key in enumerate(read_utterance_ids(manifest)):
+        kaldiio.save_ark(str(tmp_path / f"{idx}.ark"), {key: labels[idx]})
+
+        with commands.open("a") as fp:
+            fp.write(f"{key} tail -c +{len(key) + 2} {tmp_path}/{idx}.ark |\n")
+
+    with pytest.raises(LabelError, match="set `allow_pipes: true`"):
+        convert_labels(commands, tmp_path / "piped", "a", manifest, form="km", size=7)
+
+    assert convert_labels(commands, tmp_path / "piped", "a", manifest, form="km", size=7, allow_pipes=True) == spec
+
+    assert (tmp_path / "piped/train.a").read_bytes() == (tmp_path / "back/train.a").read_bytes()
     assert (tmp_path / "back/train.a").read_bytes() == (tmp_path / "km/train.a").read_bytes()
 
 
@@ -536,6 +589,7 @@ def test_the_binary_form_and_kaldi_vectors_come_from_the_same_verb(
         (["format=text"], "`format` must be km or binary, but is 'text'"),
         (["labels_from=/x"], "must not both be given"),
         (["label_rate=50"], "belong to `labels_from`"),
+        (["allow_pipes=true"], "`allow_pipes` belongs to `labels_from`"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(corpus: Path, tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
 from fairseq2.runtime.dependency import DependencyContainer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans
 
 from hubert_plugin.errors import UnitModelError
@@ -16,7 +20,14 @@ from hubert_plugin.registry import FeatureSource, UnitModel, known_names
 from hubert_plugin.units import clustering, register_units
 from hubert_plugin.units.fit import entropy_bits, sample_frames, shuffled_frames
 from hubert_plugin.units.kmeans import KMeansConfig, KMeansFitter
-from hubert_plugin.units.stream import ArrayFeatureStream, FeatureStream, _map_ordered
+from hubert_plugin.units.stream import (
+    _CHUNK,
+    _CHUNK_SAMPLES,
+    ArrayFeatureStream,
+    FeatureStream,
+    _cut_chunks,
+    _map_ordered,
+)
 
 
 def blobs(num_utterances: int, frames: int = 200, dim: int = 5, k: int = 8, seed: int = 0) -> list[np.ndarray]:
@@ -197,6 +208,26 @@ def test_entropy() -> None:
     assert entropy_bits(np.array([5, 5, 0, 5, 5])) == pytest.approx(2.0)
     assert entropy_bits(np.array([7])) == 0.0
     assert entropy_bits(np.zeros(3, np.int64)) == 0.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 2 * _CHUNK_SAMPLES) | st.integers(1, _CHUNK_SAMPLES // _CHUNK), max_size=60), st.randoms()
+)
+def test_chunks_hold_few_utterances_and_little_audio(sizes: list[int], random: Random) -> None:
+    order = random.sample(range(len(sizes)), len(sizes))
+
+    chunks = [list(c) for c in _cut_chunks(order, np.array(sizes, np.int64))]
+
+    assert [i for c in chunks for i in c] == order
+
+    for chunk in chunks:
+        assert len(chunk) == 1 or sum(sizes[i] for i in chunk) <= _CHUNK_SAMPLES
+        assert 1 <= len(chunk) <= _CHUNK
+
+    # None of them could have taken in the next utterance.
+    for a, b in pairwise(chunks):
+        assert len(a) == _CHUNK or sum(sizes[i] for i in [*a, b[0]]) > _CHUNK_SAMPLES
 
 
 def test_the_worker_pool_keeps_order_and_passes_errors_on() -> None:

@@ -51,7 +51,7 @@ def save_plots(report: AnalysisReport, folder: Path) -> list[Path]:
         files.append(_save(_draw_panels(panels), folder / "quality.png"))
 
     for name, table in joint_tables(report).items():
-        files.append(_save(_draw_joint(name, table), folder / f"joint_{name}.png"))
+        files.append(_save(_draw_joint(name, table), folder / f"{joint_file_name(name)}.png"))
 
     return files
 
@@ -65,6 +65,11 @@ def joint_tables(report: AnalysisReport) -> dict[str, JointTable]:
             tables[f"{s.space}_{s.num_clusters}"] = joint
 
     return tables
+
+
+def joint_file_name(name: str) -> str:
+    """Return the name, without suffix, of the files of a joint table: no blanks or brackets are in it."""
+    return f"joint_{name.replace(' (unit model)', '_unit_model')}"
 
 
 def _panels(report: AnalysisReport) -> list[tuple[str, Curves]]:

@@ -287,7 +287,11 @@ def analyze_spaces(
 
     with progress.create_task("ABX", total=len(abx.spaces)) as task:
         for space in abx.spaces:
-            report.abx[space] = abx.score(space, abx_tasks, device)
+            # The work of hours is done by now: what cannot be scored must not take the rest with it.
+            try:
+                report.abx[space] = abx.score(space, abx_tasks, device)
+            except LabelError as ex:
+                log.warning("Left out: {}", ex)
 
             task.step()
 
@@ -295,6 +299,11 @@ def analyze_spaces(
 
     with progress.create_task("correlation", total=len(kinds)) as task:
         for kind, collector, space in kinds:
-            report.cca.setdefault(space, {})[kind] = collector.score(space, num_trials=num_cca_trials)
+            try:
+                score = collector.score(space, num_trials=num_cca_trials)
+            except LabelError as ex:
+                log.warning("Left out: {}", ex)
+            else:
+                report.cca.setdefault(space, {})[kind] = score
 
             task.step()

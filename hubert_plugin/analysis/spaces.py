@@ -12,10 +12,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch.nn.functional import layer_norm
 
-from hubert_plugin import frames
 from hubert_plugin.errors import ConfigError
+from hubert_plugin.models.hubert.inference import extract_layers
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.registry import Features, Waveform
 from hubert_plugin.units.mfcc import MfccConfig, MfccSource
@@ -71,18 +70,16 @@ def make_extractor(
     layers: Sequence[int] = (),
     *,
     mfcc: bool = False,
-    normalize: bool = False,
     half_precision: bool = False,
 ) -> Extract:
     """Return a function that computes all spaces of a waveform at once.
 
-    Layers are computed as :meth:`HubertModel.encode` gives them: the blocks' outputs, without the final norm, and
-    without running the blocks after the last one that is asked for.
+    Layers are computed as :func:`extract_layers` gives them: the blocks' outputs, without the final norm, without
+    running the blocks after the last one that is asked for, and long recordings in chunks. The model gets waveforms of
+    zero mean and unit variance where it was trained so; MFCC are computed from the waveform as it is.
 
     :param model: In evaluation mode.
     :param mfcc: If ``True``, MFCC are a space, too.
-    :param normalize: If ``True``, the model gets waveforms of zero mean and unit variance (MFCC are computed from the
-        waveform as it is).
     :param half_precision: If ``True``, the model runs in bfloat16.
     """
     source = MfccSource(MfccConfig(rate=RATE)) if mfcc else None
@@ -99,19 +96,11 @@ def make_extractor(
 
         device = model.masker.temporal_mask_embed.device
 
-        seq = torch.from_numpy(waveform).to(device)
-
-        if normalize:
-            seq = layer_norm(seq, seq.shape)
-
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half_precision):
-            # The last layer is among the taps, so running further would be for nothing.
-            taps = model.encode(seq[None], num_layers=max(layers), taps=layers).layers
-
-        num_frames = frames.num_frames(len(waveform))
+            (features,) = extract_layers(model, [waveform], list(layers))
 
         for layer in layers:
-            result[layer_name(layer)] = np.ascontiguousarray(taps[layer][0, :num_frames].float().cpu().numpy())
+            result[layer_name(layer)] = np.ascontiguousarray(features[layer].float().cpu().numpy())
 
         return result
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from hubert_plugin.data.kaldi import check_key, write_matrix
+from hubert_plugin.data.provenance import comparable
 from hubert_plugin.data.shards import Shard, remove_leftovers
 from hubert_plugin.errors import StorageError, UnitModelError
 from hubert_plugin.files import atomic_path, write_text_atomic
@@ -41,6 +42,9 @@ RECORD_FORMAT: Final = "hubert_plugin.features"
 RECORD_VERSION: Final = 1
 
 _NPY_HEADER_SIZE: Final = 128
+
+_COUNTS: Final = ("num_utterances", "num_frames")
+"""What the records of shards that belong together may differ in."""
 
 
 def open_feature_writer(
@@ -269,21 +273,68 @@ def is_feature_shard_done(
     if record is None or not all(p.is_file() for p in paths.values()):
         return False
 
-    wanted = json.loads(json.dumps(dict(provenance)))
+    return _is_made_so(record, provenance)
 
-    return all(record.get(key) == value for key, value in wanted.items())
+
+def _is_made_so(record: Mapping[str, Any], provenance: Mapping[str, object]) -> bool:
+    found, wanted = comparable(record), comparable(dict(provenance))
+
+    return all(found.get(key) == value for key, value in wanted.items())
+
+
+def are_of_one_making(records: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Tell whether the records of shards, or their absence, differ in nothing but what each shard holds."""
+    plain = [r if r is None else {k: v for k, v in comparable(r).items() if k not in _COUNTS} for r in records]
+
+    return all(p == plain[0] for p in plain)
+
+
+def withdraw_merged(kind: FeatureFormat, folder: Path, split: str, provenance: Mapping[str, object]) -> None:
+    """Remove what joins kaldi's shards if it was made with another provenance: shards of it are about to be replaced.
+
+    :raises StorageError: It cannot be removed.
+    """
+    if kind == "fairseq":
+        return
+
+    paths = feature_paths(kind, folder, split)
+
+    try:
+        record = read_feature_record(paths["record"])
+
+        if record is None or _is_made_so(record, provenance):
+            return
+    except UnitModelError:
+        pass  # a record that says nothing vouches for nothing
+
+    # The record goes last: killed in between, the next run finds it and removes the rest.
+    for role in ("scp", "record"):
+        try:
+            paths[role].unlink(missing_ok=True)
+        except OSError as ex:
+            raise StorageError(
+                f"'{paths[role]}' belongs to features that were made in another way and cannot be removed: "
+                f"{ex.strerror or ex}. Remove it, or choose another folder."
+            ) from ex
 
 
 def merge_feature_shards(kind: FeatureFormat, folder: Path, split: str, num_shards: int) -> bool:
     """Join finished shards: kaldi's get one ``feats.scp`` and ``utt2num_frames``; fairseq's are read as they are.
 
-    Whoever finishes a shard calls it; it does nothing until all are there.
+    Whoever finishes a shard calls it; it does nothing until all are there, made in the same way.
 
     :returns: Whether all shards are there.
+    :raises UnitModelError: A record cannot be understood.
     """
     shards = [feature_paths(kind, folder, split, (i, num_shards)) for i in range(num_shards)]
 
     if not all(p["record"].is_file() for p in shards):
+        return False
+
+    records = [read_feature_record(p["record"]) for p in shards]
+
+    # Some may be of an earlier run, of other features or another manifest; whoever replaces them comes here again.
+    if not are_of_one_making(records):
         return False
 
     if kind == "fairseq":
@@ -291,15 +342,15 @@ def merge_feature_shards(kind: FeatureFormat, folder: Path, split: str, num_shar
 
     whole = feature_paths(kind, folder, split)
 
-    records = [read_feature_record(p["record"]) for p in shards]
-
     record = dict(records[0] or {})
 
-    for key in ("num_utterances", "num_frames"):
+    for key in _COUNTS:
         record[key] = sum(r[key] for r in records if r is not None)
 
     for role in ("scp", "counts"):
-        write_text_atomic(whole[role], "".join(p[role].read_text(encoding="utf-8") for p in shards))
+        texts = [p[role].read_text(encoding="utf-8", errors="surrogateescape") for p in shards]
+
+        write_text_atomic(whole[role], "".join(texts))
 
     write_text_atomic(whole["record"], json.dumps(record, indent=2, sort_keys=True) + "\n")
 

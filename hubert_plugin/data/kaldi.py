@@ -147,7 +147,7 @@ def write_matrix(fp: IO[bytes], key: str, matrix: NDArray[Any], *, compression_m
     """
     from kaldiio.matio import write_array
 
-    fp.write(f"{key} ".encode())
+    fp.write(f"{key} ".encode("utf-8", "surrogateescape"))
 
     offset = fp.tell()
 
@@ -162,7 +162,7 @@ def write_int_vector(fp: IO[bytes], key: str, values: NDArray[Any]) -> int:
 
     items["num_bytes"], items["value"] = 4, values
 
-    fp.write(f"{key} ".encode())
+    fp.write(f"{key} ".encode("utf-8", "surrogateescape"))
 
     offset = fp.tell()
 

@@ -11,6 +11,7 @@ recording is its end, and -1 is its end, too.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import defaultdict
@@ -183,6 +184,9 @@ def _keep_output(entry: ScpEntry, audio_dir: Path) -> Path:
     """Run the command of ``entry`` and keep what it writes, unless that was done before."""
     # Keys may hold slashes; two keys never get one name, since what is replaced is told by its number.
     stem = re.sub(r"[^\w.-]", lambda m: f"%{ord(m[0]):x}", entry.key)
+
+    # Another command under the same key writes other audio.
+    stem += "-" + hashlib.sha256(entry.path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
     for ending in _ENDINGS.values():
         if (path := audio_dir / f"{stem}{ending}").exists():

@@ -19,7 +19,7 @@ from hubert_plugin.data.kaldi import (
 )
 from hubert_plugin.data.label_check import expected_counts, fits, infer_rate, length_problem
 from hubert_plugin.data.label_writer import LabelForm, write_labels
-from hubert_plugin.data.labels import LabelSet, open_labels
+from hubert_plugin.data.labels import NO_LABEL_SETS, LabelSet, open_labels
 from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.data.utterance_ids import read_utterance_ids
 from hubert_plugin.errors import LabelError, format_problems
@@ -52,6 +52,7 @@ def convert_labels(
     form: LabelForm,
     size: int | None = None,
     rate: int | None = None,
+    allow_pipes: bool = False,
 ) -> LabelSetSpec:
     """Write the labels ``name`` of a manifest, which ``source`` has in any form, to ``label_dir`` in ``form``.
 
@@ -59,13 +60,14 @@ def convert_labels(
         file or archive); it may be ``label_dir``, where the labels then change their form.
     :param size: The number of units, where ``source`` does not tell; of a kaldi table ``None`` is the largest plus 1.
     :param rate: Labels per second, where ``source`` does not tell; ``None`` infers it from the lengths.
+    :param allow_pipes: Whether a kaldi script file may hold commands, which are run to read labels.
     :raises LabelError: The labels are missing, damaged, or do not fit the manifest.
     :raises StorageError: They cannot be written; what was there stays.
     """
     if Path(source).is_dir():
         labels = open_labels(source, manifest.split, name, manifest, size=size, rate=rate)
     else:
-        labels = read_kaldi_labels(source, name, manifest, size=size, rate=rate)
+        labels = read_kaldi_labels(source, name, manifest, size=size, rate=rate, allow_pipes=allow_pipes)
 
     provenance = {k: v for k, v in (labels.provenance or {}).items() if k not in _BOOKKEEPING}
 
@@ -78,7 +80,13 @@ def convert_labels(
 
 
 def read_kaldi_labels(
-    path: Path, name: str, manifest: Manifest, *, size: int | None = None, rate: int | None = None
+    path: Path,
+    name: str,
+    manifest: Manifest,
+    *,
+    size: int | None = None,
+    rate: int | None = None,
+    allow_pipes: bool = False,
 ) -> LabelSet:
     """Read the labels of a manifest from a kaldi table of integer vectors, by utterance id.
 
@@ -88,7 +96,7 @@ def read_kaldi_labels(
     path = Path(path)
 
     try:
-        table = {e.key: e for e in open_table(path)}
+        table = {e.key: e for e in open_table(path, allow_pipes=allow_pipes)}
     except KaldiFormatError as ex:
         raise LabelError(str(ex)) from ex
 
@@ -195,11 +203,7 @@ def list_label_sets(label_dir: Path, split: str) -> Iterator[str]:
     for path in Path(label_dir).glob(f"{split}.*"):
         name = path.name.removeprefix(f"{split}.").removesuffix(".safetensors")
 
-        if (
-            path.is_file()
-            and "." not in name
-            and name not in ("tsv", "json", "txt", "yaml", "ark", "scp", "safetensors")
-        ):
+        if path.is_file() and "." not in name and name not in NO_LABEL_SETS:
             names.add(name)
 
     yield from sorted(names)

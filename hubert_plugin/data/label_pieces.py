@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from hubert_plugin.data.label_binary import open_binary_labels
 from hubert_plugin.data.label_meta import read_sidecar
 from hubert_plugin.data.label_writer import LabelForm, LabelWriter, label_files, remove_other_form
+from hubert_plugin.data.provenance import comparable
 from hubert_plugin.data.shards import remove_leftovers, shard_range
 from hubert_plugin.errors import LabelError
 from hubert_plugin.files import atomic_path
@@ -103,8 +104,6 @@ class LabelPieces:
 
         self._folder = self._label_dir / f"{manifest.split}.{provenance.get('unit_model_fingerprint')}.pieces"
 
-        self._lock_path = self._label_dir / "labels.lock"
-
         self._key = {
             "format": _FORMAT,
             "provenance": self._provenance,
@@ -143,12 +142,14 @@ class LabelPieces:
         return (
             record["manifest_fingerprint"] == self._manifest.fingerprint
             and record["label_set"] == asdict(spec)
-            and all(record.get(key) == value for key, value in self._provenance.items())
+            and all(comparable({key: record.get(key)}) == comparable({key: v}) for key, v in self._provenance.items())
         )
 
     def has(self, piece: range) -> bool:
         """Tell whether ``piece`` is there, made in the same way."""
-        return self._read_record(self._path(piece)) == {**self._key, "range": [piece.start, piece.stop]}
+        record = self._read_record(self._path(piece))
+
+        return comparable(record) == comparable({**self._key, "range": [piece.start, piece.stop]})
 
     def remove_leftovers(self, pieces: Iterable[range]) -> None:
         """Remove what a killed process left of ``pieces``, which no other process may be making."""
@@ -186,7 +187,7 @@ class LabelPieces:
         if not self._folder.is_dir():
             return self.is_joined()
 
-        with self._lock():
+        with lock_labels(self._label_dir):
             # Another process may have joined them while this one waited.
             if not all(self._path(p).is_file() for p in pieces):
                 return self.is_joined()
@@ -227,8 +228,8 @@ class LabelPieces:
 
             remove_other_form(self._label_dir, self._manifest.split, spec.name, self._form)
 
-        if self._folder.is_dir() or self._lock_path.exists():
-            with self._lock():
+        if self._folder.is_dir() or _lock_path(self._label_dir).exists():
+            with lock_labels(self._label_dir):
                 self._remove()
 
     def _remove(self) -> None:
@@ -268,28 +269,33 @@ class LabelPieces:
         for start, end in zip((ends - counts).tolist(), ends.tolist(), strict=True):
             yield [v[start:end].astype(np.int32) for v in values]
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Hold the lock of joining in this folder. A process that dies lets it go."""
-        path = self._lock_path
 
-        with ExitStack() as stack:
-            while True:
-                fp = stack.enter_context(path.open("w"))
+@contextmanager
+def lock_labels(label_dir: Path) -> Iterator[None]:
+    """Hold the lock of joining, and of what is made of joined labels, in a folder. A process that dies lets it go."""
+    path = _lock_path(label_dir)
 
-                # Where the system or the file system has no locks, two who finish together write the same labels.
-                with suppress(ImportError, OSError):
-                    import fcntl
+    with ExitStack() as stack:
+        while True:
+            fp = stack.enter_context(path.open("w"))
 
-                    fcntl.flock(fp, fcntl.LOCK_EX)
+            # Where the system or the file system has no locks, two who finish together write the same labels.
+            with suppress(ImportError, OSError):
+                import fcntl
 
-                # Whoever held the lock has removed the file; a file that has no name any more locks nobody out.
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(fp.fileno()), os.stat(path)):
-                        break
+                fcntl.flock(fp, fcntl.LOCK_EX)
 
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
+            # Whoever held the lock has removed the file; a file that has no name any more locks nobody out.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fp.fileno()), os.stat(path)):
+                    break
+
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _lock_path(label_dir: Path) -> Path:
+    return Path(label_dir) / "labels.lock"

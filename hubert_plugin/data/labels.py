@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ from hubert_plugin.registry import LabelSetSpec
 
 if TYPE_CHECKING:
     from hubert_plugin.data.manifest import Manifest
+
+NO_LABEL_SETS: Final = frozenset(
+    (
+        *("tsv", "json", "txt", "yaml", "md", "log", "lock", "tmp", "safetensors", "joblib"),
+        *("ark", "scp", "npy", "len", "wrd", "ltr", "phn", "item", "pieces"),
+    )
+)
+"""Endings of files that lie beside manifests and labels but are no units: tables, records, features, transcripts. A
+label set of such a name is opened all the same if it is named."""
 
 
 @final
@@ -233,9 +242,5 @@ def _label_files(folder: Path) -> Iterator[str]:
     for p in folder.iterdir():
         if p.suffix == SUFFIX and "." in p.stem[1:] and not p.name.startswith("."):
             yield p.stem
-        elif (
-            p.is_file()
-            and "." in p.name[1:]
-            and p.suffix not in {".tsv", ".json", ".txt", ".yaml", ".tmp", ".safetensors", ".ark", ".scp", ".lock"}
-        ):
+        elif p.is_file() and "." in p.name[1:] and p.suffix.removeprefix(".") not in NO_LABEL_SETS:
             yield p.name

@@ -93,7 +93,13 @@ class BatchLoader:
 
             first = self._draw_start(idx, epoch, total - length)
 
-            waveforms.append(_crop(waveform, first, length, total))
+            cropped = _crop(waveform, first, length, total)
+
+            if batch.num_frames is not None:
+                # Without the samples after the last frame, so that a bucket is one length.
+                cropped = cropped[: frames.num_samples_of(length)]
+
+            waveforms.append(cropped)
 
             labels.append([r.units(idx, first, length) for r in self._label_readers])
 

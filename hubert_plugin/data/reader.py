@@ -85,6 +85,10 @@ class HubertDataReader(DataReader[HubertBatch]):
 
         return seconds
 
+    def has_batches(self) -> bool:
+        """Return whether there is any batch, on any rank."""
+        return bool(plan_epoch(self._num_frames, self._usable, self._batching, None))
+
     def plan(self) -> list[PlannedBatch]:
         """Return this rank's batches of the current epoch."""
         if self._shuffle:

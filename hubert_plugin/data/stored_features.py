@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from hubert_plugin.data.feature_files import FeatureFormat, feature_paths, read_feature_record
+from hubert_plugin.data.feature_files import FeatureFormat, are_of_one_making, feature_paths, read_feature_record
 from hubert_plugin.data.kaldi import open_table, read_matrix
 from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines
 from hubert_plugin.data.label_check import LENGTH_TOLERANCE, expected_counts, infer_rate
@@ -284,9 +284,18 @@ class _FairseqFeatures(StoredFeatures):
 
         self.dim = int(self._arrays[0].shape[1])
 
-        self.record = read_feature_record(
-            feature_paths("fairseq", folder, manifest.split, (0, num_shards))["record"],
-        )
+        shards = [feature_paths("fairseq", folder, manifest.split, (i, num_shards)) for i in range(num_shards)]
+
+        records = [read_feature_record(paths["record"]) for paths in shards]
+
+        if not are_of_one_making(records):
+            raise UnitModelError(
+                f"The shards of the features of '{manifest.split}' in '{folder}' were not made in the same way: their "
+                f"records ('{shards[0]['record'].name}' and so on) differ. Write those that are old anew, or all to "
+                "another folder."
+            )
+
+        self.record = records[0]
 
         self._starts = np.concatenate([np.cumsum(c) - c for c in counts])
 

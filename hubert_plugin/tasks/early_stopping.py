@@ -132,7 +132,8 @@ def create_early_stopper(
 ) -> PatienceStopper | None:
     """Return the stopper that ``section`` asks for; ``None`` for no early stopping.
 
-    Where the run has stopped early before, ``regime`` is changed to end at that step.
+    Where the run has stopped early before, the trainer must be told to end at that step (``stopped_at``): ``regime``
+    stays, since the schedule of the learning rate follows from it.
 
     :param last_step_nr: The step from which the run goes on; ``None``: it starts.
     :raises ConfigError: There is no score to go by.
@@ -152,7 +153,5 @@ def create_early_stopper(
             "Training has stopped early at step {}. To go on, raise `early_stopping.patience` (now {}).",
             last_step_nr, section.patience,
         )  # fmt: skip
-
-        regime.num_steps = last_step_nr
 
     return stopper

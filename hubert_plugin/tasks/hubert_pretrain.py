@@ -258,6 +258,13 @@ class HubertPretrainTask(HubertTask):
                 self._section.valid_split, normalize_audio=normalize_audio, shuffle=False, num_accumulate=1
             )
 
+            if not valid.has_batches():
+                raise ManifestError(
+                    f"The split '{self._section.valid_split}' of '{self.manifest_dir}' has no utterance of at least "
+                    f"`task.config.batching.min_seconds` ({self._config.batching.min_seconds:g} s). Lower it, or train "
+                    "without validation: `dataset.valid_split=null regime.score_metric=null`."
+                )
+
         return PretrainReaders(train, valid)
 
     def _create_reader(

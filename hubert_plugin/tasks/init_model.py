@@ -47,7 +47,7 @@ class InitSection(Validatable):
     required: bool = False
     """If true, ``source`` must be named: for presets that make no sense without."""
 
-    step: str = "last"
+    step: int | str = "last"
     """Which checkpoint of a run folder: ``last``, ``best`` or the number of a step."""
 
     heads: Literal["new", "keep"] = "new"
@@ -58,7 +58,7 @@ class InitSection(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.step not in ("last", "best") and not self.step.isdigit():
+        if self.step not in ("last", "best") and not str(self.step).isdigit():
             result.add_error(f"`step` must be 'last', 'best' or a number, but is '{self.step}' instead.")
 
         return result
@@ -86,7 +86,7 @@ def init_model(model: HubertModel, section: InitSection) -> None:
     if section.source is None:
         return
 
-    step: int | Literal["last", "best"] = int(section.step) if section.step.isdigit() else section.step  # type: ignore[assignment]
+    step: int | Literal["last", "best"] = int(section.step) if str(section.step).isdigit() else section.step  # type: ignore[assignment]
 
     source = load_hubert(_expand(section.source), step=step)
 

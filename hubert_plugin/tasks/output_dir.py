@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq2.checkpoint import CheckpointDir
 from fairseq2.file_system import FileSystem
-from fairseq2.gang import Gang
+from fairseq2.gang import Gangs
 from fairseq2.recipe.internal.config import _RecipeConfigHolder
 from fairseq2.recipe.internal.output_dir import _OutputDirectoryCreator
 from fairseq2.recipe.internal.sweep_tag import _SweepTagGenerator
@@ -67,8 +68,10 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
         return path
 
     def _check(self, path: Path) -> None:
+        checkpoint_dir = checkpoint_folder(self._resolver, path)
+
         if not self._identity:
-            if _step_dirs(path):
+            if _step_dirs(checkpoint_dir):
                 raise OutputDirError(f"The output folder '{path}' holds a training run. Choose another folder.")
 
             return
@@ -76,7 +79,7 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
         file = path / "config.yaml"
 
         if not file.is_file():
-            if _step_dirs(path):
+            if _step_dirs(checkpoint_dir):
                 raise OutputDirError(
                     f"The output folder '{path}' holds checkpoints, but no config.yaml that says of what. "
                     f"Choose another."
@@ -99,7 +102,7 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
                 f"'{self._identity[0]}'). Choose another folder."
             )
 
-        if not _step_dirs(path):
+        if not _step_dirs(checkpoint_dir):
             return
 
         changes = [
@@ -116,7 +119,24 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
             )
 
 
+_MAY_CHANGE = frozenset(
+    {
+        "dataset.on_bad_audio",
+        "task.config.batching.batch_seconds",
+        "task.config.max_valid_batches",
+        "task.config.num_prefetch",
+        "task.config.num_workers",
+        "task.config.valid_batch_seconds",
+    }
+)
+"""What says how a run is computed, not what: it is changed where memory is short, or where a file broke. With batches
+of another size an epoch goes on at about its place, not exactly."""
+
+
 def _changes(old: object, new: object, name: str) -> list[str]:
+    if name in _MAY_CHANGE:
+        return []
+
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             change
@@ -144,21 +164,26 @@ def _plain(value: object) -> object:
     return None if value is None else str(value)
 
 
-def _step_dirs(output_dir: Path) -> dict[int, Path]:
-    dirs = (output_dir / "checkpoints").glob("step_*")
+def checkpoint_folder(resolver: DependencyResolver, output_dir: Path) -> Path:
+    """Return the folder of a run's checkpoints: that of ``--checkpoint-dir``, or ``OUT/checkpoints``."""
+    return resolver.resolve(CheckpointDir).path or output_dir / "checkpoints"
+
+
+def _step_dirs(checkpoint_dir: Path) -> dict[int, Path]:
+    dirs = checkpoint_dir.glob("step_*")
 
     return {int(p.name[5:]): p for p in dirs if re.fullmatch(r"step_\d+", p.name) and p.is_dir()}
 
 
-def check_last_checkpoint(output_dir: Path, gang: Gang) -> None:
+def check_last_checkpoint(checkpoint_dir: Path, gangs: Gangs) -> None:
     """Check that the checkpoint from which the run would be resumed is whole, and fit it to the ranks that run now.
 
-    :param gang: All processes; each must call this.
+    :param gangs: The processes; each must call this.
     :raises CheckpointError: A file of it is missing or is missing its end, or it is sharded over another number of
         processes.
     """
     # Without the trainer's state a checkpoint is a model only, from which nothing is resumed.
-    steps = {step: path for step, path in _step_dirs(output_dir).items() if (path / "trainer").is_dir()}
+    steps = {step: path for step, path in _step_dirs(checkpoint_dir).items() if (path / "trainer").is_dir()}
 
     if not steps:
         return
@@ -188,10 +213,10 @@ def check_last_checkpoint(output_dir: Path, gang: Gang) -> None:
                     f"{advice}"
                 )
 
-    fit_checkpoint_to_ranks(steps[last], gang)
+    fit_checkpoint_to_ranks(steps[last], gangs)
 
 
-def remove_unfinished_checkpoints(output_dir: Path) -> None:
+def remove_unfinished_checkpoints(checkpoint_dir: Path) -> None:
     """Remove what a killed run left of a checkpoint that it had not finished writing."""
-    for path in (output_dir / "checkpoints").glob("step_*.tmp"):
+    for path in checkpoint_dir.glob("step_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq2.gang import Gang
+from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from torch import Tensor
 
@@ -23,17 +23,36 @@ from hubert_plugin.errors import CheckpointError
 from hubert_plugin.files import atomic_path
 
 
-def fit_checkpoint_to_ranks(step_dir: Path, gang: Gang) -> None:
+def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs) -> None:
     """Give a checkpoint the files of every rank that runs now; call it on all ranks.
 
     Killed in the middle and called again, it does the rest. The files of the ranks that wrote it stay as they are.
 
     :raises CheckpointError: The model is sharded over another number of ranks.
     """
-    if gang.rank == 0:
-        _fit(step_dir, gang.size)
+    # Refused by all ranks, so that none waits for another.
+    _check_shards(step_dir, gangs.sdp.size)
 
-    gang.barrier()
+    if gangs.root.rank == 0:
+        _fit(step_dir, gangs.root.size)
+
+    gangs.root.barrier()
+
+
+def _check_shards(step_dir: Path, num_processes: int) -> None:
+    num_shards = len(list((step_dir / "model").rglob("sdp_*.pt")))
+
+    if num_shards == num_processes:
+        return
+
+    def describe(count: int) -> str:
+        return f"sharded over {count} processes (FSDP)" if count > 1 else "whole"
+
+    raise CheckpointError(
+        f"The model in '{step_dir}' is {describe(num_shards)}, but is to be {describe(num_processes)} now. Go on with "
+        "the `trainer.data_parallelism` and the number of processes that wrote it, or start anew from it in another "
+        "folder (`init.source`)."
+    )
 
 
 def _fit(step_dir: Path, world_size: int) -> None:
@@ -48,15 +67,6 @@ def _fit(step_dir: Path, world_size: int) -> None:
         return
 
     step = step_dir.name.removeprefix("step_")
-
-    num_shards = len(list((step_dir / "model").rglob("sdp_*.pt")))
-
-    if num_shards > 1:
-        raise CheckpointError(
-            f"The checkpoint of step {step} in '{step_dir.parent}' is sharded over {num_shards} processes (FSDP), but "
-            f"{world_size} {'runs' if world_size == 1 else 'run'} now. Go on with the same number, or start anew from "
-            "its model in another folder (`model.path`)."
-        )
 
     log.warning(
         "The checkpoint of step {} was written by {} process(es), but {} run now: an update covers {} times as much "

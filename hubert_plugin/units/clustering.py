@@ -106,8 +106,11 @@ def fit_codebooks(
         if config.max_frames is None and num_frames < num_corpus_frames:
             num_frames, num_utterances = 0, len(stream.num_frames())
 
+            # Like the sample, the buffers of all ranks together are bounded.
+            buffer_size = max(1, SAMPLE_FRAMES // ranks.size)
+
             blocks = shuffled_frames(
-                stream, SAMPLE_FRAMES, seed=seed, progress=progress, rank=ranks.rank, num_ranks=ranks.size
+                stream, buffer_size, seed=seed, progress=progress, rank=ranks.rank, num_ranks=ranks.size
             )
 
             for block in blocks:

@@ -16,6 +16,7 @@ from hubert_plugin.data.feature_files import (
     is_feature_shard_done,
     merge_feature_shards,
     open_feature_writer,
+    withdraw_merged,
 )
 from hubert_plugin.data.shards import Shard, shard_range
 from hubert_plugin.data.utterance_ids import read_utterance_ids
@@ -64,6 +65,9 @@ def dump_features(
 
         if is_feature_shard_done(kind, folder, manifest.split, shard, provenance):
             continue
+
+        if shard is not None:
+            withdraw_merged(kind, folder, manifest.split, provenance)
 
         utterances = shard_range(len(manifest.ids), (index, num_shards))
 

@@ -66,7 +66,7 @@ class ClusteringConfig(Validatable):
 
     reassignment_ratio: float = 0.0
     """``sklearn``: units less frequent than this share of the most frequent one are moved elsewhere; 0 moves none.
-    (``torch`` moves empty ones.)"""
+    (``torch`` with ``lloyd`` moves empty ones; with ``mini_batch`` it moves none.)"""
 
     @override
     def validate(self) -> ValidationResult:

@@ -17,6 +17,7 @@ from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 
 from hubert_plugin.data.label_pieces import LabelPieces, cut_pieces
 from hubert_plugin.data.label_writer import LabelForm
+from hubert_plugin.data.provenance import comparable
 from hubert_plugin.errors import UnitModelError
 from hubert_plugin.registry import UnitModel, Units
 from hubert_plugin.units.stored import StoredFeatureStream
@@ -211,7 +212,7 @@ def check_features(unit_model: UnitModel, stream: FeatureStream) -> None:
 
     given = plain(stream.describe())
 
-    if plain(fitted_on) != given:
+    if comparable(fitted_on) != comparable(given):
         raise UnitModelError(
             f"The unit model {unit_model.fingerprint} was fitted on the features {_show(fitted_on)}, but is to be used "
             f"on {_show(given)}. Use the same feature source, or fit another unit model."

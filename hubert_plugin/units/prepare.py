@@ -16,6 +16,7 @@ from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 
 from hubert_plugin.data.label_meta import read_sidecar, sidecar_problems
 from hubert_plugin.data.label_pieces import LabelPieces
+from hubert_plugin.data.provenance import comparable
 from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.errors import LabelError, UnitModelError
 from hubert_plugin.registry import FeatureSource, LabelSetSpec, UnitModel
@@ -118,7 +119,7 @@ def _reusable_unit_model(
     }
 
     for key, value in wanted.items():
-        if unit_model.provenance.get(key) != plain(value):
+        if comparable(unit_model.provenance.get(key)) != comparable(value):
             return None, f"its {key} was {unit_model.provenance.get(key)}, but is {plain(value)} now"
 
     return unit_model, ""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from hubert_plugin.errors import UnitModelError
-from hubert_plugin.frames import num_labels
+from hubert_plugin.frames import SAMPLE_RATE, num_labels
 from hubert_plugin.registry import Features, FeatureSource, Waveform
 from hubert_plugin.units.threads import num_usable_cores
 
@@ -31,6 +31,9 @@ B = TypeVar("B")
 
 _CHUNK: Final = 8
 """How many utterances a worker takes at a time: enough that handing them over costs nothing."""
+
+_CHUNK_SAMPLES: Final = _CHUNK * 30 * SAMPLE_RATE
+"""How much audio a worker takes at a time, if that is more than one utterance: it bounds what is read ahead."""
 
 
 class FeatureStream(ABC):
@@ -121,7 +124,7 @@ class AudioFeatureStream(FeatureStream):
 
             return chunk, self.source.extract(waveforms) if in_workers else waveforms
 
-        chunks = (indices[i : i + _CHUNK] for i in range(0, len(indices), _CHUNK))
+        chunks = _cut_chunks(indices, self.manifest.sizes)
 
         for chunk, items in _map_ordered(load, chunks, self.num_workers):
             for idx, features in zip(chunk, items if in_workers else self.source.extract(items), strict=True):
@@ -199,6 +202,27 @@ class ArrayFeatureStream(FeatureStream):
 def describe_manifest(manifest: Manifest) -> dict[str, object]:
     """Return what provenance records say of a manifest."""
     return {"split": manifest.split, "fingerprint": manifest.fingerprint, "num_utterances": len(manifest.ids)}
+
+
+def _cut_chunks(indices: Sequence[int], sizes: NDArray[np.int64]) -> Iterator[Sequence[int]]:
+    """Cut ``indices`` into what a worker takes at a time: few utterances, and less of them where they are long.
+
+    :param sizes: The samples of every utterance of the manifest. *Shape:* (N,).
+    """
+    start, num_samples = 0, 0
+
+    for i, idx in enumerate(indices):
+        size = int(sizes[idx])
+
+        if i > start and (i - start == _CHUNK or num_samples + size > _CHUNK_SAMPLES):
+            yield indices[start:i]
+
+            start, num_samples = i, 0
+
+        num_samples += size
+
+    if start < len(indices):
+        yield indices[start:]
 
 
 def _map_ordered(fn: Callable[[A], B], items: Iterable[A], num_workers: int) -> Iterator[B]:

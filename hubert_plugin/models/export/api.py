@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hubert_plugin.errors import CheckpointError, OutputDirError
-from hubert_plugin.models.export.fairseq import check_heads, fairseq_outputs, save_fairseq
+from hubert_plugin.models.export.fairseq import check_heads, fairseq_notes, fairseq_outputs, save_fairseq
 from hubert_plugin.models.export.huggingface import huggingface_outputs, save_huggingface
 from hubert_plugin.models.export.onnx import onnx_outputs, save_onnx
 from hubert_plugin.models.export.parity import (
@@ -167,6 +167,8 @@ def export_loaded(
     elif format == "fairseq":
         if isinstance(config, HubertConfig) and config.heads and special_rows is None:
             notes.append("The rows of fairseq's four special symbols, which the model does not have, were drawn.")
+
+        notes += fairseq_notes(config)
 
         save_fairseq(state_dict, config, target, overwrite=overwrite, special_rows=special_rows)
 

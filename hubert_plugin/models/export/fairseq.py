@@ -50,18 +50,34 @@ def save_fairseq(
 
     :param special_rows: The rows of the special symbols of each label set. *Shape:* (4 * heads, d).
     :raises CheckpointError: fairseq has no such model.
+    :raises OutputDirError: There is something at ``path``, or in a dictionary's place, that must not be replaced.
     """
     check_file(path, overwrite=overwrite)
 
+    texts = _dictionary_texts(config, path.parent)
+
+    for file, text in texts.items():
+        # Exports of models with the same label sets may lie side by side.
+        if not (file.is_file() and file.read_bytes() == text.encode()):
+            check_file(file, overwrite=overwrite)
+
     content = fairseq_checkpoint(state_dict, config, special_rows)
 
-    for name, symbols in _dictionaries(config).items():
-        # fairseq adds the special symbols itself; the number after a symbol is a count that nothing reads.
-        lines = [f"{s} 1\n" for s in symbols if s not in SPECIAL_SYMBOLS]
-
-        write_text_atomic(path.parent / f"dict.{name}.txt", "".join(lines))
+    for file, text in texts.items():
+        write_text_atomic(file, text)
 
     save_torch(content, path, overwrite=overwrite)
+
+
+def fairseq_notes(config: AnyConfig) -> list[str]:
+    """Return what fairseq's files have no place for, a sentence each."""
+    if not isinstance(config, HubertCtcConfig) or _has_special_symbols(config):
+        return []
+
+    return [
+        f"No dict.ltr.txt is written: fairseq puts its four special symbols ({' '.join(SPECIAL_SYMBOLS)}) before those "
+        "of such a file, but the model's symbols do not begin with them."
+    ]
 
 
 def fairseq_checkpoint(
@@ -72,6 +88,12 @@ def fairseq_checkpoint(
     dictionaries = list(_dictionaries(config).values())
 
     if isinstance(config, HubertCtcConfig):
+        if config.blank != 0:
+            raise CheckpointError(
+                f"fairseq takes output 0 of a recogniser for the blank, but the model's blank is output {config.blank}."
+                " Export to another format, or reorder the outputs so that the blank is the first."
+            )
+
         tensors = export_fairseq_state_dict(state_dict, config)
 
         cfg = {"model": ctc_model_cfg(config), "task": _task_cfg(config.encoder, ["ltr"], -1.0, fine_tuning=True)}
@@ -231,6 +253,23 @@ def _dictionaries(config: AnyConfig) -> dict[str, list[str]]:
         return {"ltr": list(config.symbols) or [f"symbol{i}" for i in range(config.vocab_size)]}
 
     return {h.label_set: [*SPECIAL_SYMBOLS, *map(str, range(h.size))] for h in config.heads}
+
+
+def _dictionary_texts(config: AnyConfig, folder: Path) -> dict[Path, str]:
+    """Return the contents of the dictionaries' files. fairseq adds the special symbols itself when it reads them; the
+    number after a symbol is a count that nothing reads."""
+    if isinstance(config, HubertCtcConfig) and not _has_special_symbols(config):
+        return {}
+
+    return {
+        folder / f"dict.{name}.txt": "".join(f"{s} 1\n" for s in symbols[NUM_SPECIAL_SYMBOLS:])
+        for name, symbols in _dictionaries(config).items()
+    }
+
+
+def _has_special_symbols(config: HubertCtcConfig) -> bool:
+    # In any order: Transformers' converter calls the blank `<pad>`, where fairseq's is `<s>`.
+    return set(config.symbols[:NUM_SPECIAL_SYMBOLS]) == set(SPECIAL_SYMBOLS)
 
 
 def _label_rate(config: HubertConfig) -> float:

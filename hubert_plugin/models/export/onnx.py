@@ -36,6 +36,7 @@ def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool
     :param layer: The layer whose output it returns; ``None``: the model's output, of a recogniser the logits.
     :raises LayerRangeError: There is no such layer.
     :raises MissingDependencyError: The package ``onnx`` is not installed.
+    :raises OutputDirError: There is something at ``path``, or where its weights go, that must not be replaced.
     """
     if layer is not None:
         check_layer(layer, len(encoder_of(model).encoder.layers))
@@ -60,13 +61,15 @@ def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool
 
     import onnx
 
+    data = path.name + ".data"
+
+    check_file(path.with_name(data), overwrite=overwrite)
+
     # PyTorch writes the weights of such a graph as many files beside it: they are made aside and joined into one.
     with new_file(path, overwrite=overwrite) as tmp, TemporaryDirectory(dir=path.parent, prefix=".onnx-") as name:
         folder = Path(name)
 
         _export(graph, folder / "parts.onnx", output_name(model, layer))
-
-        data = path.name + ".data"
 
         onnx.save_model(
             onnx.load(str(folder / "parts.onnx")),
@@ -75,6 +78,9 @@ def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool
             location=data,
             size_threshold=1024,
         )
+
+        # An earlier graph must not be left with the new weights, whenever this is killed.
+        path.unlink(missing_ok=True)
 
         (folder / data).replace(path.with_name(data))
         (folder / path.name).replace(tmp)

@@ -37,6 +37,8 @@ def apply_ac_to_hubert(model: HubertModel, every_nth_layer: int) -> Module:
 
 def apply_fsdp_to_hubert(model: HubertModel, granularity: str, wrapper: FSDPWrapper) -> Module:
     """Shard the Transformer layer by layer, or as one stack."""
+    model.encoder.run_dropped = True
+
     if granularity == "layer":
         apply_layerwise_fsdp(model.encoder.layers, wrapper)
 

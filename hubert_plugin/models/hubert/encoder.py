@@ -15,10 +15,10 @@ from fairseq2.models.transformer import AttentionBiasCache, TransformerEncoderLa
 from fairseq2.nn import BatchLayout, LayerNorm
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import Module, ModuleList, Parameter
+from torch.nn import Module, ModuleList
 
 
-def touch_parameters(seqs: Tensor, params: Iterable[Parameter]) -> Tensor:
+def touch_parameters(seqs: Tensor, params: Iterable[Tensor]) -> Tensor:
     """Return ``seqs``; in the backward pass, ``params``, which had no part in it, get zero gradients."""
     output: Tensor = _TouchParameters.apply(seqs, *params)
 
@@ -65,6 +65,10 @@ class HubertEncoder(Module):
 
         self.layer_drop_p = layer_drop_p
 
+        # Whether dropped layers are computed all the same, and their output thrown away. Every rank draws its own
+        # layers to drop; where parameters are sharded (FSDP), all ranks must gather them in the same order.
+        self.run_dropped = False
+
     def forward(
         self,
         seqs: Tensor,
@@ -104,7 +108,9 @@ class HubertEncoder(Module):
             if drops is not None and drops[idx]:
                 # A dropped layer costs nothing, but its parameters must get (zero) gradients: data parallel reduction
                 # waits for them, and fairseq's optimiser sees zeros too (trap T19).
-                seqs = touch_parameters(seqs, layer.parameters())
+                unused = [layer(seqs, seqs_layout, bias_cache)] if self.run_dropped else layer.parameters()
+
+                seqs = touch_parameters(seqs, unused)
             else:
                 seqs = layer(seqs, seqs_layout, bias_cache)
 

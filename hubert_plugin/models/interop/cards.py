@@ -6,13 +6,16 @@ card). What its configuration says and what the file says must agree.
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from hashlib import sha1
 from pathlib import Path
+from shutil import rmtree
 from typing import Final
 
 from fairseq2.assets import (
@@ -28,6 +31,7 @@ from fairseq2.error import OperationalError
 from fairseq2.models.family import ModelFamily
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.uri import Uri
+from filelock import FileLock
 
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY
@@ -173,13 +177,18 @@ def fetch_uri(uri: Uri, what: str) -> Path:
             f"{what} is at '{uri}', but only {', '.join(sorted(manager.supported_schemes))} addresses can be fetched."
         )
 
-    try:
-        with connect_timeout():
-            return manager.download_model(uri)
-    except (AssetDownloadError, OperationalError, OSError) as ex:
-        # fairseq2's cache holds each file in a folder that is named for its address.
-        folder = resolver.resolve(AssetDirectoryAccessor).get_cache_dir() / sha1(str(uri).encode()).hexdigest()[:24]
+    # fairseq2's cache holds each file in a folder that is named for its address.
+    folder = resolver.resolve(AssetDirectoryAccessor).get_cache_dir() / sha1(str(uri).encode()).hexdigest()[:24]
 
+    try:
+        # One process fetches, also where all ranks ask at once; the others find the file when it is their turn.
+        with _one_at_a_time(folder), connect_timeout(), _tar_files_stay_inside():
+            # What a killed process left would be taken for the file.
+            if not folder.exists():
+                rmtree(folder.with_suffix(".download.tmp"), ignore_errors=True)
+
+            return manager.download_model(uri)
+    except (AssetDownloadError, OperationalError, OSError, tarfile.TarError) as ex:
         raise CheckpointError(
             f"{what} cannot be downloaded: {first_lines(ex)} Without a connection, "
             f"fetch '{uri}' on another machine and put the file into the folder '{folder}' of this one; or give "
@@ -206,7 +215,7 @@ def fetch_from_hub(repo: str, what: str) -> Path:
     with suppress(OSError, ValueError):
         path = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
 
-        if (path / "config.json").is_file():
+        if _is_complete(path):
             return path
 
     try:
@@ -218,6 +227,55 @@ def fetch_from_hub(repo: str, what: str) -> Path:
             "fetch 'config.json', 'preprocessor_config.json' and 'model.safetensors' or 'pytorch_model.bin' of "
             f"'{repo}' on another machine, put them into one folder, and give `load_hubert` the path of that folder."
         ) from ex
+
+
+def _is_complete(folder: Path) -> bool:
+    """Return whether a folder of the hub's cache holds a configuration and all of the parameters."""
+    if not (folder / "config.json").is_file():
+        return False
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return True
+
+        if (index := folder / f"{name}.index.json").is_file():
+            try:
+                parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, AttributeError):
+                return False
+
+            return all((folder / part).is_file() for part in parts)
+
+    # Under another name: whoever reads the folder says what is missing.
+    return any(p.suffix in (".safetensors", ".bin") for p in folder.iterdir())
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time fetch what will be in ``folder``."""
+    if folder.exists():  # nobody moves it there before it is whole; and the cache may be read-only
+        yield
+
+        return
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+    with FileLock(f"{folder}.lock"):
+        yield
+
+
+@contextmanager
+def _tar_files_stay_inside() -> Iterator[None]:
+    """Let the members of tar files, which fairseq2 unpacks, only be files inside of the target folder."""
+    # Python 3.13 and earlier trust names such as `../../.bashrc` unless told otherwise.
+    earlier = tarfile.TarFile.__dict__.get("extraction_filter")
+
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = earlier
 
 
 @contextmanager

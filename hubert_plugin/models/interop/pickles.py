@@ -71,6 +71,9 @@ class InertRecord:
                 self.__dict__.update({k: v for k, v in part.items() if isinstance(k, str)})
 
     def __setitem__(self, key: object, value: object) -> None:
+        if self.inert_name.startswith("torch."):
+            raise pickle.UnpicklingError("it writes into a tensor")
+
         self.inert_items[key] = value
 
     def __repr__(self) -> str:
@@ -135,7 +138,13 @@ class _Surveyor(pickle._Unpickler):  # type: ignore[misc,name-defined]
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[4], int):
             storage = getattr(pid[1], "inert_name", "").removeprefix("torch.").removeprefix("storage.")
 
-            self.survey.storages[str(pid[2])] = pid[4] * _ITEM_SIZES.get(storage, 1)
+            if pid[4] < 0:
+                raise pickle.UnpicklingError("a tensor storage of negative size")
+
+            key, size = str(pid[2]), pid[4] * _ITEM_SIZES.get(storage, 16)
+
+            # A reader takes the first of several claims for a key, or the last: the largest is looked at.
+            self.survey.storages[key] = max(size, self.survey.storages.get(key, 0))
         elif not isinstance(pid, int):
             raise pickle.UnpicklingError(f"a reference to something outside of the file ({str(pid)[:60]!r})")
 
@@ -143,7 +152,8 @@ class _Surveyor(pickle._Unpickler):  # type: ignore[misc,name-defined]
 _ITEM_SIZES: Final = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
+    "ComplexDoubleStorage": 16, "UntypedStorage": 1, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4,
+    "QUInt4x2Storage": 1, "QUInt2x4Storage": 1,
 }  # fmt: skip
 
 

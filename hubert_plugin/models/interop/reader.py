@@ -29,6 +29,8 @@ MAX_EXPANSION: Final = 4
 
 _SLACK: Final = 1 << 20
 
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+
 _OLD_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The first bytes of PyTorch's older format: a pickle of its magic number."""
 
@@ -105,7 +107,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _survey(path: Path, head: bytes) -> Survey:
     size = path.stat().st_size
 
-    if zipfile.is_zipfile(path):
+    # By its first bytes, as PyTorch decides; the rest of a zip file may follow anything.
+    if head.startswith(_ZIP_MAGIC) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(info.file_size for info in archive.infolist())
 
@@ -120,7 +123,21 @@ def _survey(path: Path, head: bytes) -> Survey:
                     f"{len(names)} were found."
                 )
 
-            return survey_pickle(io.BytesIO(archive.read(names[0])))
+            survey = survey_pickle(io.BytesIO(archive.read(names[0])))
+
+            held = {info.filename: info.file_size for info in archive.infolist()}
+
+        folder = names[0].removesuffix("data.pkl")
+
+        # PyTorch takes the claimed number of bytes from wherever the record begins.
+        for key, claimed in survey.storages.items():
+            if claimed > (stored := held.get(f"{folder}data/{key}", 0)):
+                raise CheckpointError(
+                    f"'{path}' claims {claimed:,} bytes for the tensor storage '{key}', but {stored:,} are stored. It "
+                    "is damaged or hostile; nothing in it was read. Get the checkpoint from its publisher."
+                )
+
+        return survey
 
     if not head.startswith(_OLD_MAGIC):
         _refuse_unknown(path, size, head)

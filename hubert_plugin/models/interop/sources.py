@@ -51,7 +51,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         plan = path.with_suffix(".json")
 
         # Our export to torchaudio writes how the model is built into a file of the same name.
-        config = read_json(plan) if path.suffix in (".pth", ".pt") and plan.is_file() else None
+        config = _read_plan(plan) if path.suffix in (".pth", ".pt") and plan.is_file() else None
 
         return Checkpoint(path, read_checkpoint(path), config)
 
@@ -74,6 +74,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         f"'{path}' holds no checkpoint: neither 'checkpoints/step_N' nor 'step_N' folders (a training run), nor "
         f"'config.json' (Hugging Face), nor a file that ends with {', '.join(_SUFFIXES)} were found in it."
     )
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    """Return a plan of our export to torchaudio; ``None``: the file is something else, metrics for example."""
+    try:
+        plan = read_json(path)
+    except CheckpointError:
+        return None
+
+    return plan if {"function", "arguments"} <= plan.keys() else None
 
 
 def is_run_folder(folder: Path) -> bool:

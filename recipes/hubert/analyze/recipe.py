@@ -16,7 +16,7 @@ from fairseq2.utils.rich import get_console
 from typing_extensions import override
 
 from hubert_plugin.analysis.alignments import Alignment, find_alignment, read_alignments
-from hubert_plugin.analysis.plots import joint_tables, save_plots
+from hubert_plugin.analysis.plots import joint_file_name, joint_tables, save_plots
 from hubert_plugin.analysis.report import AnalysisReport
 from hubert_plugin.analysis.run import (
     analyze_label_stores,
@@ -101,7 +101,9 @@ def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
 
             stream = AudioFeatureStream(manifest, source, config.audio, num_workers=config.num_workers)
 
-            report.label_sets |= analyze_unit_model(stream, unit_model, alignment, progress=progress)
+            for name, analysis in analyze_unit_model(stream, unit_model, alignment, progress=progress).items():
+                # Labels of the same name are another label set.
+                report.label_sets[f"{name} (unit model)" if name in report.label_sets else name] = analysis
 
         if config.model or config.with_mfcc:
             _analyze_spaces(context, config, manifest, alignment, report, progress)
@@ -143,7 +145,6 @@ def _analyze_spaces(
         model,
         layers,
         mfcc=config.with_mfcc,
-        normalize=model is not None and model.config.normalize_audio,
         half_precision=config.half_precision,
     )
 
@@ -173,7 +174,7 @@ def _publish(context: RecipeContext, config: HubertAnalyzeConfig, report: Analys
     write_text_atomic(output_dir / "analysis.json", json.dumps(report.to_dict(), indent=2) + "\n")
 
     for name, joint in joint_tables(report).items():
-        joint.save(output_dir / f"joint_{name}.tsv")
+        joint.save(output_dir / f"{joint_file_name(name)}.tsv")
 
     if config.plots:
         try:

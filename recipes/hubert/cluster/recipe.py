@@ -12,6 +12,7 @@ from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
 
+from hubert_plugin.audio import AudioPolicy
 from hubert_plugin.data.manifest import read_manifest
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
@@ -20,8 +21,10 @@ from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.codebooks import CodebookUnitModel
-from hubert_plugin.units.fit import UnitModelFitter
+from hubert_plugin.units.fit import FitResult, UnitModelFitter
+from hubert_plugin.units.mfcc import MFCC_SOURCE, MfccConfig
 from hubert_plugin.units.prepare import UNIT_MODEL_FILE
+from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stored import open_feature_stream
 
 
@@ -37,8 +40,6 @@ class ClusterRecipe(Recipe):
 
         def run(should_stop: Callable[[], bool]) -> None:
             cluster(context, config)
-
-            context.gangs.root.barrier()
 
         return FunctionTask(run)
 
@@ -74,20 +75,33 @@ def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
 
     gang = context.gangs.root
 
-    if gang.rank != 0 and not fitter.distributed:
-        return
+    result: FitResult | None = None
 
-    stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
+    if fitter.distributed:
+        stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
 
-    with context.progress_reporter as progress:
-        if fitter.distributed:
+        with context.progress_reporter as progress:
             result = fitter.fit(stream, seed=config.seed, progress=progress, gang=gang)
-        else:
-            result = fitter.fit(stream, seed=config.seed, progress=progress)
 
-    if gang.rank != 0:
-        return
+    error: Exception | None = None
 
+    if gang.rank == 0:
+        try:
+            if result is None:
+                stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
+
+                with context.progress_reporter as progress:
+                    result = fitter.fit(stream, seed=config.seed, progress=progress)
+
+            write_units(context, config, result)
+        except Exception as ex:
+            error = ex
+
+    raise_together(gang, error)
+
+
+def write_units(context: RecipeContext, config: HubertClusterConfig, result: FitResult) -> None:
+    """Write the unit model and its report to the output folder."""
     path = context.output_dir.joinpath(UNIT_MODEL_FILE)
 
     result.model.save(path)
@@ -112,9 +126,19 @@ def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
     for item in result.reports:
         log.info("{}.", item)
 
+    # The defaults of `label` are the same; other settings have to be given again.
+    settings = []
+
+    if config.features.name != MFCC_SOURCE or config.features.config not in ({}, MfccConfig()):
+        settings.append("`features`")
+
+    if config.audio != AudioPolicy():
+        settings.append("`audio`")
+
     log.info(
-        "Unit model written to {}. Next: `fairseq2 recipe hubert label OUT --config manifest_dir={} unit_model={}`.",
+        "Unit model written to {}. Next: `fairseq2 recipe hubert label OUT --config manifest_dir={} unit_model={}`{}.",
         path,
         config.manifest_dir,
         path,
+        f" with the same {' and '.join(settings)} settings" if settings else "",
     )

@@ -18,6 +18,7 @@ from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.dump import dump_features
+from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stream import AudioFeatureStream
 
 
@@ -32,9 +33,14 @@ class FeaturesRecipe(Recipe):
         config = context.get_config_as(HubertFeaturesConfig)
 
         def run(should_stop: Callable[[], bool]) -> None:
-            write_features(context, config, should_stop)
+            error: Exception | None = None
 
-            context.gangs.root.barrier()
+            try:
+                write_features(context, config, should_stop)
+            except Exception as ex:
+                error = ex
+
+            raise_together(context.gangs.root, error)
 
         return FunctionTask(run)
 

@@ -52,6 +52,9 @@ class HubertLabelConfig(Validatable):
     label_rate: int | None = None
     """With ``labels_from``: labels per second, 50 or 100, where nothing tells; ``null`` infers it from the lengths."""
 
+    allow_pipes: bool = False
+    """With ``labels_from``: whether commands in a kaldi script file **are run**: only for files you trust."""
+
     format: str = "km"
     """``km``: fairseq's text with dictionary and record; ``binary``: one file that is mapped, for large corpora."""
 
@@ -90,6 +93,11 @@ class HubertLabelConfig(Validatable):
         if self.labels_from is None and (self.label_sets, self.label_size, self.label_rate) != (None, None, None):
             result.add_error(
                 "`label_sets`, `label_size` and `label_rate` belong to `labels_from`; a unit model tells its own."
+            )
+
+        if self.labels_from is None and self.allow_pipes:
+            result.add_error(
+                "`allow_pipes` belongs to `labels_from`; for features in files set `features.config.allow_pipes`."
             )
 
         if self.format not in FORMATS:

@@ -13,6 +13,7 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from hubert_plugin.data.label_convert import convert_labels, list_label_sets, write_kaldi_labels
+from hubert_plugin.data.label_pieces import lock_labels
 from hubert_plugin.data.labels import open_labels
 from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
 from hubert_plugin.errors import ConfigError, LabelError, ManifestError
@@ -160,6 +161,7 @@ def convert(context: RecipeContext, config: HubertLabelConfig) -> None:
                 form=form,
                 size=config.label_size,
                 rate=config.label_rate,
+                allow_pipes=config.allow_pipes,
             )
 
             log.info("Labels {}.{} ({} units, {} Hz) written.", manifest.split, name, spec.size, spec.rate)
@@ -169,7 +171,11 @@ def convert(context: RecipeContext, config: HubertLabelConfig) -> None:
 
 def write_ark(context: RecipeContext, config: HubertLabelConfig, manifest: Manifest, names: Sequence[str]) -> None:
     """Write the labels for kaldi, if that was asked for."""
-    if config.kaldi_ark:
+    if not config.kaldi_ark:
+        return
+
+    # Two jobs of an array may find the labels whole at the same time.
+    with lock_labels(context.output_dir):
         for name in names:
             labels = open_labels(context.output_dir, manifest.split, name, manifest)
 

@@ -57,7 +57,8 @@ class ManifestRecipeConfig(Validatable):
     overwrite: bool = False
     """If ``True``, manifests that were made in the output folder in another way are replaced."""
 
-    gang: GangSection = field(default_factory=GangSection)
+    # Rank 0 works while the others wait, possibly for hours.
+    gang: GangSection = field(default_factory=lambda: GangSection(timeout=24 * 60))
 
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
 

@@ -67,7 +67,8 @@ class HubertPretrainConfig:
     )
     """The loss."""
 
-    gang: GangSection = field(default_factory=GangSection)
+    # Where labels are made on the way, rank 0 does it while the others wait, possibly for hours.
+    gang: GangSection = field(default_factory=lambda: GangSection(timeout=24 * 60))
 
     trainer: TrainerSection = field(
         default_factory=lambda: TrainerSection(

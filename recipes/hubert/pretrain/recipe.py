@@ -22,10 +22,12 @@ from hubert_plugin.tasks.cpu import suit_cpu
 from hubert_plugin.tasks.early_stopping import create_early_stopper
 from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture, check_resumed_heads, set_target_heads
+from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
 from hubert_plugin.tasks.init_model import check_init, init_model, is_materialized
 from hubert_plugin.tasks.nonfinite import guard_updates, trains_in_float16
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
+    checkpoint_folder,
     register_output_guard,
     remove_unfinished_checkpoints,
 )
@@ -56,10 +58,12 @@ class HubertPretrainRecipe(Recipe):
 
         dataset_section, model_section = resolver.resolve(DatasetSection, key="dataset"), resolver.resolve(ModelSection)
 
-        check_last_checkpoint(context.output_dir, context.gangs.root)
+        checkpoint_dir = checkpoint_folder(resolver, context.output_dir)
+
+        check_last_checkpoint(checkpoint_dir, context.gangs)
 
         if context.gangs.root.rank == 0:
-            remove_unfinished_checkpoints(context.output_dir)
+            remove_unfinished_checkpoints(checkpoint_dir)
 
         if context.device.type == "cpu":
             suit_cpu(trainer_section)
@@ -82,7 +86,7 @@ class HubertPretrainRecipe(Recipe):
         last_step_nr = checkpoints.maybe_get_last_step_number(exclude_model_only=True)
 
         if last_step_nr is not None:
-            check_resumed_heads(resolver, model_section, context.output_dir / "checkpoints")
+            check_resumed_heads(resolver, model_section, checkpoint_dir)
 
         dp_model = context.get_data_parallel_model()
 
@@ -130,11 +134,15 @@ class HubertPretrainRecipe(Recipe):
             # fairseq2 gives every trainer one that never stops (FACTS 12.6).
             trainer._early_stopper = stopper
 
+            if last_step_nr is not None and stopper.stopped_at == last_step_nr:
+                trainer._max_num_steps = last_step_nr
+
         train_step.observe(trainer)
 
         report = None
 
-        if config.report.enabled:
+        # A task of another package may have no label sets to compare with phones.
+        if config.report.enabled and isinstance(task, HubertPretrainTask):
             report = PretrainReport(context.output_dir, config.report, dataset_section, task, model, eval_step)
 
         def describe() -> str:
