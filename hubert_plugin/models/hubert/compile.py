@@ -14,13 +14,12 @@ from hubert_plugin.models.hubert.model import HubertModel
 
 
 def compile_hubert(model: HubertModel, *args: Any, **kwargs: Any) -> None:
-    """Compile the convolutions, each Transformer layer and each head by themselves.
+    """Compile each Transformer layer and each head by itself.
 
     Layer drop, taps and early exit stay plain Python around them, so they cause no recompilation; the bounded number of
-    batch lengths (``length: bucket``) bounds the number of compiled shapes.
+    batch lengths (``length: bucket``) bounds the number of compiled shapes. The convolutions stay as they are: matrix
+    products of views, whose sizes PyTorch 2.9 cannot follow once lengths are symbols.
     """
-    model.encoder_frontend.feature_extractor.compile(*args, **kwargs)
-
     for layer in model.encoder.layers:
         layer.compile(*args, **kwargs)
 

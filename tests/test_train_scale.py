@@ -1,0 +1,99 @@
+"""Ways to train large models give the losses of the plain way: layers recomputed, sharded, compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import which
+
+import pytest
+from builders import (
+    command_server,
+    load_weights,
+    make_corpus,
+    pretrain_args,
+    pretrain_config,
+    read_metrics,
+    wait_until,
+    write_config,
+)
+from test_train_ranks import NO_DROPOUT, start_ranks, wait_for_all
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("scale"))
+
+
+def losses(output_dir: Path) -> list[float]:
+    return [r["Loss"] for r in read_metrics(output_dir) if "Loss" in r]
+
+
+def test_activation_checkpointing_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    """Dropout and layer drop included: what is recomputed draws the same."""
+    file = write_config(tmp_path / "config.yaml", pretrain_config(corpus, regime={"num_steps": 4}))
+
+    for name, overrides in (("plain", []), ("ac", ["trainer.activation_checkpointing.mode=layerwise"])):
+        run = command_server().pretrain(tmp_path / name, file, *overrides)
+
+        assert run.poll() == 0, run.raw[-3000:]
+
+    assert losses(tmp_path / "ac") == losses(tmp_path / "plain")
+
+    weights = [load_weights(tmp_path / name / "checkpoints/step_4") for name in ("plain", "ac")]
+
+    for name, value in weights[0].items():
+        assert value.equal(weights[1][name]), name
+
+
+def test_sharded_parameters_give_the_losses_of_whole_ones(corpus: Path, tmp_path: Path) -> None:
+    file = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(corpus, model={"config_overrides": NO_DROPOUT}, regime={"num_steps": 4}),
+    )
+
+    wait_for_all(start_ranks(tmp_path / "ddp", file, 2))
+    wait_for_all(start_ranks(tmp_path / "fsdp", file, 2, "trainer.data_parallelism=fsdp"))
+
+    assert len(losses(tmp_path / "fsdp")) == 4
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-3)
+
+    # The other way round is refused: the checkpoint is in two parts.
+    (run, other) = start_ranks(tmp_path / "fsdp", file, 2, "regime.num_steps=8")
+
+    assert run.wait() == 2 and other.wait() == 2
+    assert "sharded over 2 processes (FSDP), but is to be whole" in run.text
+
+
+def test_sharded_parameters_go_with_layers_that_one_rank_only_drops(corpus: Path, tmp_path: Path) -> None:
+    """Every rank draws its own; all must gather the parts of all layers, or they wait for each other for ever."""
+    file = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(
+            corpus, model={"config_overrides": {**NO_DROPOUT, "layer_drop_p": 0.5}}, regime={"num_steps": 8}
+        ),
+    )
+
+    wait_for_all(start_ranks(tmp_path / "out", file, 2, "trainer.data_parallelism=fsdp"))
+
+    assert len(losses(tmp_path / "out")) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_give_the_losses_of_plain_ones(corpus: Path, tmp_path: Path) -> None:
+    file = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(corpus, model={"config_overrides": NO_DROPOUT}, regime={"num_steps": 8}),
+    )
+
+    run = command_server().pretrain(tmp_path / "plain", file)
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+    run = command_server().start(*pretrain_args(tmp_path / "compiled", file, "model.compile=true"))
+
+    wait_until(lambda: run.poll() is not None, 400.0, run)
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
