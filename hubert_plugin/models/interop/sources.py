@@ -83,7 +83,7 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
     except CheckpointError:
         return None
 
-    return plan if {"function", "arguments"} <= plan.keys() else None
+    return plan if isinstance(plan.get("arguments"), dict) else None
 
 
 def is_run_folder(folder: Path) -> bool:
