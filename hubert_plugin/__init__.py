@@ -5,6 +5,7 @@ Importing this package imports no torch. The public names below are loaded when 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert_plugin._native import preload_libsndfile
@@ -12,6 +13,10 @@ from hubert_plugin._native import preload_libsndfile
 __version__ = "0.1.0"
 
 preload_libsndfile()
+
+# In the root of a checkout this folder is found before an installation, and `recipes` and `assets` lie beside it.
+if not Path(__file__).with_name("recipes").is_dir() and Path(__file__).parents[1].joinpath("recipes/hubert").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 _PUBLIC = {
     "HubertConfig": "hubert_plugin.models.hubert.config",

@@ -122,7 +122,8 @@ def find_package_spec(name: str) -> ModuleSpec | None:
         if spec is None:
             return None
 
-        path = spec.submodule_search_locations
+        # A package that is imported may have extended its path.
+        path = getattr(sys.modules.get(part), "__path__", spec.submodule_search_locations)
 
     return spec
 

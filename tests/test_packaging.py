@@ -181,3 +181,33 @@ def test_readme_holds_the_two_commands(repo_dir: Path) -> None:
         "demo": "pip install '.[demo]' && fairseq2 recipe hubert pretrain runs/demo",
         "tests": "pip install -e '.[test]' && pytest",
     }
+
+
+def test_checkout_root_shadows_no_part_of_an_installation(installed: Path, repo_dir: Path, tmp_path: Path) -> None:
+    # `python -c` and `python -m` in the root of a checkout find its `hubert_plugin/` first, whatever is installed.
+    checkout = tmp_path / "checkout"
+
+    for name in ROOTS:
+        shutil.copytree(repo_dir / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    code = (
+        "import hubert_plugin, hubert_plugin.assets.cards, hubert_plugin.recipes.hubert as r;"
+        "print(hubert_plugin.__file__, hubert_plugin.assets.cards.__path__[0], r.__file__)"
+    )
+
+    environ = {**os.environ, "PYTHONPATH": str(installed)}
+
+    commands = (["-c", code], ["-m", "hubert_plugin", "recipe", "hubert", "list"])
+
+    runs = [
+        subprocess.run([sys.executable, *c], capture_output=True, text=True, cwd=checkout, env=environ, timeout=120)
+        for c in commands
+    ]
+
+    assert [r.returncode for r in runs] == [0, 0], runs
+
+    assert all(Path(p).is_relative_to(checkout) for p in runs[0].stdout.split())
+
+    assert "pretrain" in runs[1].stdout
+
+    assert "warning" not in runs[1].stderr
