@@ -104,24 +104,3 @@ class _StridedMatmul(Function):
             grad_rows = grad_rows.view(ctx.rows_shape)
 
         return grad_rows, grad_matrix, None
-
-
-def contiguous_grad(x: Tensor) -> Tensor:
-    """Return ``x``; its gradient is laid out as ``x`` is before it goes further back.
-
-    Where ``x`` is used transposed, its gradient comes back transposed, and the element-wise backward kernels before it
-    are several times slower on two layouts at once than one copy and they together.
-    """
-    output: Tensor = _ContiguousGrad.apply(x)
-
-    return output
-
-
-class _ContiguousGrad(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # type: ignore[override]
-        return grad_output.contiguous()

@@ -19,45 +19,12 @@ from fairseq2.nn import BatchLayout, Linear, StandardLayerNorm
 from fairseq2.nn.utils.grad import scale_grad
 from torch import Tensor
 from torch.nn import Dropout, GroupNorm, Module, ModuleList, Parameter
-from torch.nn.functional import gelu, group_norm, layer_norm, pad
-from typing_extensions import override
+from torch.nn.functional import gelu, layer_norm, pad
 
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import ConvDesc
-from hubert_plugin.models.hubert.conv import contiguous_grad, strided_conv
-
-
-@final
-class UtteranceGroupNorm(GroupNorm):
-    """Normalises each channel over time, in float32, over valid positions only where the batch is padded.
-
-    fairseq's ``Fp32GroupNorm(C, C)`` takes padded samples into its statistics, so that an utterance gives other results
-    in a padded batch than alone (trap T4). With ``num_valid`` the statistics are those of the utterance alone.
-    """
-
-    @override
-    def forward(self, x: Tensor, num_valid: Sequence[int] | None = None) -> Tensor:
-        """
-        :param x: *Shape:* (N, C, S).
-        :param num_valid: The number of valid positions of each utterance; ``None``: all.
-        """
-        if num_valid is None:
-            # PyTorch keeps the statistics in float32 for half-precision inputs too.
-            return group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-        y = x.float()
-
-        counts = torch.tensor(num_valid).to(x.device, non_blocking=True)[:, None, None]
-
-        valid = torch.arange(x.size(2), device=x.device) < counts  # (N, 1, S)
-
-        mean = (y * valid).sum(dim=2, keepdim=True) / counts
-
-        var = ((y - mean).square() * valid).sum(dim=2, keepdim=True) / counts
-
-        y = (y - mean) * torch.rsqrt(var + self.eps) * self.weight.float()[:, None] + self.bias.float()[:, None]
-
-        return y.to(x.dtype)
+from hubert_plugin.models.hubert.conv import strided_conv
+from hubert_plugin.models.hubert.first_conv import folded_conv, normalized_conv
 
 
 @final
@@ -71,10 +38,10 @@ class ConvLayer(Module):
 
         self.conv = Wav2Vec2FeatureConv1d(input_dim, output_dim, kernel_size, stride=stride, bias=bias)
 
-        self.group_norm: UtteranceGroupNorm | None
+        self.group_norm: GroupNorm | None
         self.layer_norm: StandardLayerNorm | None
 
-        self.register_module("group_norm", UtteranceGroupNorm(output_dim, output_dim) if norm == "group" else None)
+        self.register_module("group_norm", GroupNorm(output_dim, output_dim) if norm == "group" else None)
         self.register_module("layer_norm", StandardLayerNorm(output_dim, bias=True) if norm == "layer" else None)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -92,17 +59,6 @@ class ConvLayer(Module):
             rows = layer_norm(rows, norm.normalized_shape, weight, bias, norm.eps)
 
         return gelu(rows)
-
-    def forward_over_time(self, waveforms: Tensor, num_valid: Sequence[int] | None) -> Tensor:
-        """Map (N, n) to (N, C, S), channels first: what group normalisation over time works on fastest.
-
-        :param num_valid: The number of output positions of each utterance that count; ``None``: all.
-        """
-        assert self.group_norm is not None
-
-        seqs = gelu(self.group_norm(self.conv(waveforms.unsqueeze(1)), num_valid))
-
-        return contiguous_grad(seqs)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -148,24 +104,43 @@ class ConvFeatureExtractor(Module):
 
         _, self._first_kernel, self._first_stride = layer_descs[0]
 
-    def forward(self, waveforms: Tensor, num_samples: Sequence[int] | None = None) -> Tensor:
+    @property
+    def first(self) -> ConvLayer:
+        """The layer that reads the waveform."""
+        layer = self.layers[0]
+
+        assert isinstance(layer, ConvLayer)
+
+        return layer
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        num_samples: Sequence[int] | None = None,
+        *,
+        folded: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """
         :param waveforms: *Shape:* (N, n).
         :param num_samples: The length of each row; ``None``: no row is padded.
+        :param folded: What :func:`.first_conv.fold_norm` made of the first layer, where the waveforms are centred parts
+            of a longer one.
         :returns: *Shape:* (N, T, C).
         """
         if self.grad_scale == 0.0:
             with torch.no_grad():
-                return self._convolve(waveforms, num_samples)
+                return self._convolve(waveforms, num_samples, folded)
 
-        seqs = self._convolve(waveforms, num_samples)
+        seqs = self._convolve(waveforms, num_samples, folded)
 
         if self.training and self.grad_scale != 1.0:
             seqs = scale_grad(seqs, self.grad_scale)
 
         return seqs
 
-    def _convolve(self, waveforms: Tensor, num_samples: Sequence[int] | None) -> Tensor:
+    def _convolve(
+        self, waveforms: Tensor, num_samples: Sequence[int] | None, folded: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         batch_size, width = waveforms.shape
 
         num_frames = frames.num_frames(width)
@@ -174,22 +149,25 @@ class ConvFeatureExtractor(Module):
         # or group normalisation sees is cut off.
         num_rows = (num_frames + 2) * frames.STRIDE
 
-        first = self.layers[0]
+        first = self.first
 
-        assert isinstance(first, ConvLayer)
-
-        if first.group_norm is not None:
-            num_valid = (
-                None if num_samples is None or self.include_padding else [self._num_first(n) for n in num_samples]
-            )
-
-            seqs = first.forward_over_time(waveforms, num_valid).transpose(1, 2)
-
-            seqs = pad(seqs, (0, 0, 0, num_rows // self._first_stride - seqs.size(1)))
-
-            rows = seqs.flatten(0, 1)
-        else:
+        if first.group_norm is None:
             rows = first(pad(waveforms, (0, num_rows - width)).view(-1, 1))
+        else:
+            num_windows = num_rows // self._first_stride
+
+            if folded is not None:
+                seqs = folded_conv(first.conv, waveforms, *folded, num_windows)
+            else:
+                # fairseq's `Fp32GroupNorm` takes padded samples into its statistics, so that an utterance gives other
+                # results in a padded batch than alone (trap T4). Here they are of the utterance alone.
+                alone = num_samples is not None and not self.include_padding
+
+                num_valid = [self._num_first(n) for n in num_samples or ()] if alone else None
+
+                seqs = normalized_conv(first.conv, first.group_norm, waveforms, num_valid, num_windows)
+
+            rows = gelu(seqs.flatten(0, 1))
 
         for layer in self.layers[1:]:
             rows = layer(rows)

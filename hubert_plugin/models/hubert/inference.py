@@ -31,6 +31,12 @@ DTYPES: Final[dict[str, DataType]] = {"fp32": torch.float32, "bf16": torch.bfloa
 MAX_PADDING: Final = 0.1
 """The largest share of a row of a batch that is padding."""
 
+_CPU_BATCH_SECONDS: Final = 16.0
+"""The longest batch of several waveforms on a CPU: more rows make nothing faster there, but leave the caches."""
+
+_CPU_MAX_PADDING: Final = 0.02
+"""The largest share of padding on a CPU, where padding costs what audio does."""
+
 Layers = dict[int | None, Tensor]
 """The features of an utterance by layer; ``None`` is the model's output. *Shape of each:* (T, M)."""
 
@@ -94,15 +100,12 @@ def extract_layers(
 
     results: list[Layers] = [{} for _ in inputs]
 
-    # Where padding is in the statistics (only on request), nothing may be padded.
-    max_padding = 0.0 if model.config.group_norm_includes_padding else MAX_PADDING
-
     was_training = model.training
 
     model.eval()
 
     try:
-        for batch in batches_by_length(lengths, max_batch_seconds, max_chunk_seconds, max_padding):
+        for batch in plan_batches(model, lengths, max_batch_seconds, max_chunk_seconds):
             if lengths[batch[0]] > max_chunk_seconds * frames.SAMPLE_RATE:
                 results[batch[0]] = encode_long(
                     model,
@@ -170,6 +173,22 @@ def prepare_waveform(model: HubertModel, waveform: Tensor | NDArray[np.float32],
         seq = layer_norm(seq, seq.shape)  # per utterance, in float32, before padding (trap T5)
 
     return seq.to(param.dtype)
+
+
+def plan_batches(
+    model: HubertModel, lengths: Sequence[int], max_batch_seconds: float, max_chunk_seconds: float
+) -> list[list[int]]:
+    """Put waveforms together as it suits the model and its device; see :func:`batches_by_length`."""
+    max_padding = MAX_PADDING
+
+    if model.masker.temporal_mask_embed.device.type == "cpu":
+        max_batch_seconds, max_padding = min(max_batch_seconds, _CPU_BATCH_SECONDS), _CPU_MAX_PADDING
+
+    # Where padding is in the statistics (only on request), nothing may be padded.
+    if model.config.group_norm_includes_padding:
+        max_padding = 0.0
+
+    return batches_by_length(lengths, max_batch_seconds, max_chunk_seconds, max_padding)
 
 
 def batches_by_length(

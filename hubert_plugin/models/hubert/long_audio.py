@@ -11,7 +11,7 @@ The result is that of one pass over everything, to rounding, whatever the model 
 with the length. Time does not: attention is quadratic, and from about ten minutes on it takes more of the time than
 all the rest. ``attention`` bounds how far a frame looks; that is an approximation whose error depends on the model.
 
-Letters: n samples, T frames, M model dimension, S outputs of the first convolution, k its kernel size.
+Letters: n samples, T frames, M model dimension.
 """
 
 from __future__ import annotations
@@ -28,19 +28,15 @@ from fairseq2.models.transformer import (
 )
 from fairseq2.nn import BatchLayout
 from torch import Tensor
-from torch.nn.functional import gelu, pad
 
 from hubert_plugin import frames
-from hubert_plugin.models.hubert.frontend import ConvFeatureExtractor, ConvLayer, UtteranceGroupNorm
+from hubert_plugin.models.hubert.first_conv import center, fold_norm
 
 if TYPE_CHECKING:
     from hubert_plugin.models.hubert.model import HubertModel
 
 _MAX_WEIGHTS: Final = 1 << 26
 """The most attention weights (queries x keys x heads) that are held at once, where they are held at all."""
-
-_MOMENT_ROWS: Final = 1 << 18
-"""How many windows of the waveform are taken at once for the statistics."""
 
 
 def encode_long(
@@ -89,7 +85,13 @@ def encode_frontend_in_chunks(model: HubertModel, waveform: Tensor, chunk: int) 
 
     num_frames = frames.num_frames(waveform.numel())
 
-    affine = _global_group_norm(extractor, waveform)
+    folded = None
+
+    if (norm := extractor.first.group_norm) is not None:
+        # Statistics of the whole recording, not of a chunk.
+        waveform = center(waveform.unsqueeze(0))[0]
+
+        folded = fold_norm(extractor.first.conv, norm, waveform.unsqueeze(0), None)
 
     # Output t of the positional convolution depends on no frame farther than half its kernel.
     halo = model.config.pos_conv_kernel // 2
@@ -103,7 +105,7 @@ def encode_frontend_in_chunks(model: HubertModel, waveform: Tensor, chunk: int) 
 
         piece = waveform[begin : begin + frames.num_samples_of(last - first)].unsqueeze(0)
 
-        features = extractor(piece) if affine is None else _convolve(extractor, piece, *affine)
+        features = extractor(piece, folded=folded)
 
         seqs = frontend.project(features)
 
@@ -116,81 +118,6 @@ def encode_frontend_in_chunks(model: HubertModel, waveform: Tensor, chunk: int) 
 
 def _spans(num_frames: int, chunk: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + chunk, num_frames)) for start in range(0, num_frames, chunk))
-
-
-def _global_group_norm(extractor: ConvFeatureExtractor, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return scale and shift of each channel, which do to the first convolution's output over the whole recording what
-    its group normalisation does; ``None`` where there is none. *Shape of each:* (C, 1).
-
-    The convolution is linear in its windows of k samples, so mean and variance over S outputs follow from mean m and
-    covariance Σ of the windows: w·m + b and wᵀΣw. Nothing of the size of the outputs is made.
-    """
-    first = extractor.layers[0]
-
-    assert isinstance(first, ConvLayer)
-
-    norm = first.group_norm
-
-    if norm is None:
-        return None
-
-    assert isinstance(norm, UtteranceGroupNorm)
-
-    kernel = first.conv.weight[:, 0].double()  # (C, k)
-
-    windows = waveform.unfold(0, kernel.size(1), first.conv.stride[0])  # (S, k), a view
-
-    count = windows.size(0)
-
-    mean = sum(w.double().sum(dim=0) for w in windows.split(_MOMENT_ROWS)) / count
-
-    assert isinstance(mean, Tensor)
-
-    moments = torch.zeros(kernel.size(1), kernel.size(1), dtype=torch.float64, device=waveform.device)
-
-    for block in windows.split(_MOMENT_ROWS):
-        centred = block.double() - mean
-
-        moments += centred.t() @ centred
-
-    channel_mean = kernel @ mean
-
-    if first.conv.bias is not None:
-        channel_mean = channel_mean + first.conv.bias.double()
-
-    channel_var = ((kernel @ (moments / count)) * kernel).sum(dim=1)
-
-    scale = norm.weight.double() * torch.rsqrt(channel_var + norm.eps)
-
-    shift = norm.bias.double() - channel_mean * scale
-
-    return scale.float().unsqueeze(1), shift.float().unsqueeze(1)
-
-
-def _convolve(extractor: ConvFeatureExtractor, waveforms: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Do what :class:`ConvFeatureExtractor` does, with given statistics of the group normalisation.
-
-    :param waveforms: *Shape:* (1, n).
-    :returns: *Shape:* (1, T, C).
-    """
-    first = extractor.layers[0]
-
-    assert isinstance(first, ConvLayer)
-
-    seqs = first.conv(waveforms.unsqueeze(1))  # (1, C, S)
-
-    seqs = gelu(torch.addcmul(shift, seqs.float(), scale).to(seqs.dtype)).transpose(1, 2)
-
-    num_frames = frames.num_frames(waveforms.size(1))
-
-    num_rows = (num_frames + 2) * frames.STRIDE // first.conv.stride[0]
-
-    rows = pad(seqs, (0, 0, 0, num_rows - seqs.size(1)))[0]
-
-    for layer in extractor.layers[1:]:
-        rows = layer(rows)
-
-    return rows[:num_frames].unsqueeze(0)
 
 
 def _run_layer(layer: Any, seqs: Tensor, chunk: int, attention: int | None) -> Tensor:
