@@ -19,8 +19,8 @@ from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.registry import Units
 from hubert_plugin.units.kmeans import KMeansConfig
 
-QUICK_KMEANS = KMeansConfig(n_init=3, max_iter=20, max_no_improvement=10)
-"""Fewer restarts and passes than for units that are trained on: the measures move by a few thousandths."""
+QUICK_KMEANS = KMeansConfig(backend="torch", n_init=3)
+"""Fewer restarts than for units that are trained on: the measures move by a few thousandths."""
 
 FramePhones = Callable[[Segments, int, int], Sequence[str | None]]
 """Returns the phones of a number of frames at a rate."""
