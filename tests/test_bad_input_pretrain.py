@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from builders import Run, command_server, make_corpus, pretrain_config, read_metrics, run_command, write_config
+from builders import make_corpus, pretrain_config, read_metrics, write_config
+from processes import Run, command_server, run_command
 
 from hubert_plugin.data.labels import write_labels
 from hubert_plugin.data.manifest import read_manifest

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from builders import Run, command_server, make_corpus, make_labels, pretrain_config, speech_like, write_config
+from builders import make_corpus, make_labels, pretrain_config, speech_like, write_config
+from processes import Run, command_server
 
 from hubert_plugin import load_hubert
 from hubert_plugin.data.manifest import read_manifest, write_manifest

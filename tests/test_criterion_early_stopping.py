@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from builders import (
-    Run,
-    command_server,
-    make_corpus,
-    merge,
-    pretrain_config,
-    read_metrics,
-    write_config,
-)
+from builders import make_corpus, merge, pretrain_config, read_metrics, write_config
 from fairseq2.recipe.config import RegimeSection
 from fairseq2.task import TaskStopException
-from test_train_ranks import start_ranks, wait_for_all
+from processes import assert_answer, command_server, start_pretrain_ranks, wait_for_all
 
 import hubert_plugin
 from hubert_plugin.errors import ConfigError
@@ -105,7 +96,7 @@ def test_run_stops_early_reports_and_stays_stopped(corpus: Path, tmp_path: Path)
 def test_two_ranks_stop_early_together(corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", early_config(corpus, early_stopping={"patience": 1}))
 
-    wait_for_all(start_ranks(tmp_path / "out", config, 2))
+    wait_for_all(start_pretrain_ranks(tmp_path / "out", config, 2))
 
     assert [r["Step"] for r in read_metrics(tmp_path / "out", "valid")] == [4, 8]
 
@@ -207,11 +198,3 @@ def test_unknown_score_is_answered_with_a_sentence(corpus: Path, tmp_path: Path)
     run = command_server().pretrain(tmp_path / "out", config, "regime.score_metric=masked_acuracy")
 
     assert_answer(run, ["masked_acuracy"])
-
-
-def assert_answer(run: Run, phrases: Sequence[str]) -> None:
-    for phrase in phrases:
-        assert phrase in run.text, run.raw[-3000:]
-
-    assert "Traceback" not in run.raw, run.raw[-3000:]
-    assert run.poll() == 2, run.raw[-3000:]

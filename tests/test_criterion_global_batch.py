@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import (
-    Run,
-    command_server,
-    make_corpus,
-    pretrain_args,
-    pretrain_config,
-    read_metrics,
-    write_config,
-)
+from builders import NO_DROPOUT, make_corpus, pretrain_config, read_metrics, write_config
 from fairseq2.utils.validation import Validatable
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train_ranks import start_ranks, wait_for_all
+from processes import assert_answer, command_server, pretrain_args, start_pretrain_ranks, wait_for_all
 
 from hubert_plugin.data.plan import BatchConfig
 from hubert_plugin.errors import ConfigError
@@ -29,20 +21,10 @@ from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTaskConfig
 from hubert_plugin.tasks.init_model import InitSection
 from hubert_plugin.tasks.nonfinite import NonFiniteSection
 
-NO_DROPOUT = {"layer_drop_p": 0.0, "dropout_p": 0.0, "input_dropout_p": 0.0, "attn_dropout_p": 0.0}
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("health"))
-
-
-def assert_answer(run: Run, phrases: Sequence[str]) -> None:
-    for phrase in phrases:
-        assert phrase in run.text, run.raw[-3000:]
-
-    assert "Traceback" not in run.raw, run.raw[-3000:]
-    assert run.poll() == 2, run.raw[-3000:]
 
 
 @settings(max_examples=200, deadline=None)
@@ -114,7 +96,7 @@ def test_global_batch_gives_equal_training_on_one_rank_and_two(corpus: Path, tmp
 
     one, two = (
         command_server().start(*pretrain_args(tmp_path / "one", config)),
-        start_ranks(tmp_path / "two", config, 2),
+        start_pretrain_ranks(tmp_path / "two", config, 2),
     )
 
     wait_for_all([one, *two])

@@ -8,15 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from builders import (
-    command_server,
+    NO_DROPOUT,
     load_weights,
     make_batch,
     make_corpus,
-    pretrain_args,
     pretrain_config,
     read_metrics,
     tiny_config,
@@ -24,7 +24,7 @@ from builders import (
 )
 from fairseq2.metrics import MetricBag
 from fairseq2.recipe.config import TrainerSection
-from test_train_ranks import start_ranks, wait_for_all
+from processes import command_server, pretrain_args, start_pretrain_ranks, wait_for_all
 
 from hubert_plugin.criteria.masked_cross_entropy import MaskedCrossEntropy, MaskedCrossEntropyConfig
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
@@ -33,8 +33,6 @@ from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTaskConfig
 from hubert_plugin.tasks.training import TrainingTask, describe_memory_error
 
-NO_DROPOUT = {"layer_drop_p": 0.0, "dropout_p": 0.0, "input_dropout_p": 0.0, "attn_dropout_p": 0.0}
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,11 +40,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def poison(folder: Path, names: Sequence[str]) -> None:
-    """Make waveforms so loud that the first convolution's variance overflows: finite samples, no finite loss."""
+    """Make waveforms so loud that their sums overflow: finite samples, no finite loss."""
     for name in names:
         waveform, rate = sf.read(folder / "wav" / name, dtype="float32")
 
-        sf.write(folder / "wav" / name, waveform * 1e30, rate, subtype="FLOAT")
+        sf.write(folder / "wav" / name, np.abs(waveform) * 1e38, rate, subtype="FLOAT")
 
 
 def assert_finite(folder: Path) -> dict[str, torch.Tensor]:
@@ -143,7 +141,7 @@ def test_all_ranks_skip_together(corpus: Path, tmp_path: Path) -> None:
 
     config = write_config(tmp_path / "config.yaml", pretrain_config(folder, **changes))
 
-    two = start_ranks(tmp_path / "two", config, 2)
+    two = start_pretrain_ranks(tmp_path / "two", config, 2)
 
     one = command_server().start(*pretrain_args(tmp_path / "one", config, "trainer.grad_accumulation.num_batches=2"))
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from builders import command_server, make_corpus, one_thread, pretrain_config, speech_like, write_config  # noqa: F401
+from builders import make_corpus, one_thread, pretrain_config, speech_like, write_config  # noqa: F401
 from golden import FAIRSEQ
+from processes import command_server
 
 from hubert_plugin import load_hubert
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import kaldiio
 import numpy as np
 import pytest
-from builders import Run, command_server, make_corpus, one_thread, wait_until  # noqa: F401 - a fixture
+import torch
+from builders import make_corpus, one_thread  # noqa: F401 - a fixture
 from golden import FAIRSEQ
+from processes import Run, command_server, wait_until
 
 from hubert_plugin import load_hubert
 from hubert_plugin.data.manifest import read_manifest
@@ -68,6 +70,38 @@ def read_all(source: Any, corpus: Path, split: str) -> list[np.ndarray]:
 
 def layer_source(**options: Any) -> HubertLayerSource:
     return HubertLayerSource(HubertLayerConfig(model=str(MODEL), layer=2, **options))
+
+
+def test_features_do_not_depend_on_how_much_audio_is_given_at_once(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = layer_source(max_batch_seconds=8.0)
+
+    # Several batches' worth; a GPU takes more, and large batches are no reason to wait for little audio.
+    assert source.chunk_seconds == 240.0
+    assert layer_source(max_batch_seconds=400.0).chunk_seconds == 800.0
+    assert HubertLayerSource(source._config, torch.device("cuda")).chunk_seconds == 960.0
+
+    at_once = read_all(source, corpus, "train")
+
+    calls = []
+
+    def count(self: HubertLayerSource, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        calls.append(sum(map(len, waveforms)) / 16_000)
+
+        return extract(self, waveforms)
+
+    extract = HubertLayerSource.extract
+
+    monkeypatch.setattr(HubertLayerSource, "extract", count)
+    monkeypatch.setattr(HubertLayerSource, "chunk_seconds", 2.0)
+
+    in_parts = read_all(source, corpus, "train")
+
+    assert len(calls) > 2 and max(calls) <= 2.0
+
+    for a, b in zip(at_once, in_parts, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_layer_features_are_written_for_fairseq_and_mfcc_for_kaldi(corpus: Path, tmp_path: Path) -> None:
@@ -291,8 +325,6 @@ def test_layer_beyond_the_last_names_model_and_range() -> None:
 
 
 def test_source_loads_in_the_precision_and_on_the_device_it_was_told() -> None:
-    import torch
-
     source = layer_source(dtype="bf16", device="cpu")
 
     source.extract([np.zeros(400, np.float32)])

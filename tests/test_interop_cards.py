@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import command_server, one_thread  # noqa: F401 - a fixture
+from builders import one_thread  # noqa: F401 - a fixture
 from fairseq2.assets import AssetCard, AssetStore
 from fairseq2.runtime.dependency import get_dependency_resolver
 from golden import FAIRSEQ
+from processes import command_server
 from ruamel.yaml import YAML
 
 from hubert_plugin import load_hubert, load_hubert_ctc

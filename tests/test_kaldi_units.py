@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import kaldiio
 import numpy as np
 import pytest
 import soundfile as sf
-from builders import command_server
+from processes import command_server
 
 from hubert_plugin.data.feature_files import FeatureFormat, open_feature_writer
 from hubert_plugin.data.label_convert import convert_labels
@@ -19,7 +20,7 @@ from hubert_plugin.data.manifest import read_manifest, write_manifest
 from hubert_plugin.data.utterance_ids import read_utterance_ids
 from hubert_plugin.errors import ConfigError, UnitModelError
 from hubert_plugin.registry import LabelSetSpec
-from hubert_plugin.units.label import check_features, label_manifest
+from hubert_plugin.units.label import LabelJob, check_features, label_manifest
 from hubert_plugin.units.mfcc import MfccConfig, MfccSource
 from hubert_plugin.units.model import KMeansUnitModel, load_units
 from hubert_plugin.units.stored import StoredFeatureConfig, StoredFeatureSource, open_feature_stream
@@ -161,6 +162,77 @@ def test_features_of_other_tools_may_lack_a_frame(corpus: Path, mfcc: list[np.nd
 
     for i, f in enumerate(odd):
         np.testing.assert_array_equal(labels[i], model.assign(f)[0][: len(mfcc[i])])
+
+
+@pytest.mark.parametrize("form", ["km", "binary"])
+def test_labels_of_audio_of_one_frame_that_other_tools_gave_none_are_read(tmp_path: Path, form: str) -> None:
+    write_manifest(tmp_path / "train.tsv", "wav", [("a.wav", 16_000), ("b.wav", 400), ("c.wav", 16_000)])
+
+    manifest = read_manifest(tmp_path, "train", check_files=False)
+
+    np.save(tmp_path / "train_0_1.npy", np.random.default_rng(0).standard_normal((196, 39)).astype(np.float32))
+
+    (tmp_path / "train_0_1.len").write_text("98\n0\n98\n")
+
+    label_manifest(open_feature_stream(manifest, stored("fairseq", tmp_path)), unit_model(), tmp_path, form=form)  # type: ignore[arg-type]
+
+    labels = open_labels(tmp_path, "train", "km", manifest)
+
+    assert [len(labels[i]) for i in range(3)] == [98, 0, 98]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_other_tools_that_were_replaced_are_labelled_anew(
+    corpus: Path, mfcc: list[np.ndarray], tmp_path: Path, kind: FeatureFormat
+) -> None:
+    manifest = read_manifest(corpus, "train")
+
+    def write(matrices: list[np.ndarray], seconds: int) -> None:
+        if kind == "kaldi":
+            kaldiio.save_ark(
+                str(tmp_path / "feats.ark"), dict(zip(manifest.ids, matrices, strict=True)), str(tmp_path / "feats.scp")
+            )
+        else:
+            np.save(tmp_path / "train_0_1.npy", np.concatenate(matrices))
+
+            (tmp_path / "train_0_1.len").write_text("".join(f"{len(m)}\n" for m in matrices))
+
+        for path in tmp_path.glob("*_0_1.*" if kind == "fairseq" else "feats.*"):
+            os.utime(path, (seconds, seconds))
+
+    def job() -> LabelJob:
+        return LabelJob(open_feature_stream(manifest, stored(kind, tmp_path)), unit_model(), tmp_path / "labels")
+
+    def label() -> list[np.ndarray]:
+        job().run()
+
+        assert job().join() and job().store.is_joined()
+
+        labels = open_labels(tmp_path / "labels", "train", "km", manifest)
+
+        return [np.array(labels[i]) for i in range(len(manifest))]
+
+    write(mfcc, 1_000)
+
+    first = label()
+
+    # The files are of one size to the byte.
+    write([-m for m in mfcc], 2_000)
+
+    assert not job().store.is_joined()
+
+    second = label()
+
+    for a, b, m in zip(first, second, mfcc, strict=True):
+        np.testing.assert_array_equal(a, unit_model().assign(m)[0])
+        np.testing.assert_array_equal(b, unit_model().assign(-m)[0])
+
+    # What is known by its record stays what it is, wherever it was copied to.
+    dump(tmp_path / "ours", mfcc, corpus, kind, features={"kind": "tests"})
+
+    stream = open_feature_stream(manifest, stored(kind, tmp_path / "ours"))
+
+    assert "files" not in stream.describe_data()
 
 
 def test_a_source_of_files_says_what_it_cannot_do() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders import command_server, make_corpus, make_labels, pretrain_config, read_metrics, write_config
+from builders import make_corpus, make_labels, pretrain_config, read_metrics, write_config
+from processes import command_server
 
 from hubert_plugin.data.label_convert import convert_labels
 from hubert_plugin.data.manifest import read_manifest

@@ -182,6 +182,24 @@ def test_all_problems_are_named_at_once_with_their_lines(tmp_path: Path) -> None
     assert "train.km:4: too long: 4 labels" in message
 
 
+@pytest.mark.parametrize(("num_samples", "rate"), [(400, 50), (719, 50), (400, 100), (719, 100)])
+def test_a_line_may_be_empty_where_its_audio_has_20_ms_of_frames(tmp_path: Path, num_samples: int, rate: int) -> None:
+    ones = [1] * num_labels(16_000, rate)
+
+    write_plain(tmp_path, [ones, [], ones])
+
+    labels = open_labels(tmp_path, "train", "km", make_manifest(tmp_path, [16_000, num_samples, 16_000]))
+
+    assert labels.spec.rate == rate and labels[1].tolist() == [] and labels[2].tolist() == ones
+    assert labels.num_frames().tolist() == [49, 0, 49]
+
+    write_plain(tmp_path, [ones, [], ones])
+
+    message = open_error(tmp_path, make_manifest(tmp_path, [16_000, 720, 16_000]))
+
+    assert "train.km:2: the line is empty, but '1.wav' (720 samples" in message
+
+
 @pytest.mark.parametrize("token", ["-1", "1.5", "1_0", "99999999999999999999", "¹", "+3", "0x1"])
 def test_tokens_that_are_no_units_are_refused(tmp_path: Path, token: str) -> None:
     write_plain(tmp_path, [[1, token, 2]])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from builders import (
-    command_server,
     load_weights,
     make_corpus,
     one_thread,  # noqa: F401 - a fixture
@@ -21,6 +20,7 @@ from builders import (
 from fairseq2.checkpoint import ModelMetadataDumper
 from fairseq2.runtime.dependency import get_dependency_resolver
 from golden import FAIRSEQ, Golden
+from processes import command_server
 
 from hubert_plugin import load_hubert, load_hubert_ctc
 from hubert_plugin.errors import CheckpointError

@@ -11,19 +11,17 @@ from typing import Any
 import pytest
 import torch
 from builders import (
+    NO_DROPOUT,
     TINY_MODEL,
-    Run,
-    command_server,
     load_weights,
     make_corpus,
     make_labels,
-    pretrain_args,
     pretrain_config,
     read_metrics,
     write_config,
 )
+from processes import Run, assert_answer, command_server, pretrain_args, start_pretrain_ranks, wait_for_all
 from ruamel.yaml import YAML
-from test_train_ranks import NO_DROPOUT, start_ranks, wait_for_all
 
 from hubert_plugin import load_hubert
 
@@ -126,14 +124,6 @@ def run_preset(name: str, output_dir: Path, *overrides: str) -> Run:
     )
 
 
-def assert_answer(run: Run, phrases: Sequence[str]) -> None:
-    for phrase in phrases:
-        assert phrase in run.text, run.raw[-3000:]
-
-    assert "Traceback" not in run.raw, run.raw[-3000:]
-    assert run.poll() == 2, run.raw[-3000:]
-
-
 def test_there_is_no_preset_without_a_test(repo_dir: Path) -> None:
     assert {p.stem for p in (repo_dir / "recipes/hubert/pretrain/configs").glob("*.yaml")} == set(PRESETS)
 
@@ -233,7 +223,10 @@ def test_two_ranks_of_ms_hubert_train_as_one_that_accumulates(corpus: Path, tmp_
     file = write_config(tmp_path / "config.yaml", config)
 
     wait_for_all(
-        [command_server().start(*pretrain_args(tmp_path / "one", file)), *start_ranks(tmp_path / "two", file, 2)]
+        [
+            command_server().start(*pretrain_args(tmp_path / "one", file)),
+            *start_pretrain_ranks(tmp_path / "two", file, 2),
+        ]
     )
 
     ours, theirs = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")

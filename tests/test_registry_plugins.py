@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import Run, command_server, make_corpus, pretrain_config, read_metrics, write_config
+from builders import make_corpus, pretrain_config, read_metrics, write_config
+from processes import Run, command_server
 
 PLUGIN = '''
 from __future__ import annotations

@@ -2,78 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import socket
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from builders import (
-    Run,
-    command_server,
-    load_weights,
-    make_corpus,
-    pretrain_args,
-    pretrain_config,
-    read_metrics,
-    wait_until,
-    write_config,
-)
-
-NO_DROPOUT = {"layer_drop_p": 0.0, "dropout_p": 0.0, "input_dropout_p": 0.0, "attn_dropout_p": 0.0}
-
-
-def free_port() -> int:
-    """Return a port that is free, and not of those that the system hands to whoever connects to something."""
-    for port in random.Random().sample(range(20_000, 32_000), 100):
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-
-            return port
-
-    raise AssertionError("no port is free")
-
-
-def start_ranks(
-    output_dir: Path, config: Path, world_size: int, *overrides: str, ranks: Sequence[int] | None = None, port: int = 0
-) -> list[Run]:
-    """Start ``world_size`` ranks (or only ``ranks`` of them) as torchrun does: by environment variables."""
-    port = port or free_port()
-
-    return [
-        command_server().start(
-            *pretrain_args(output_dir, config, *overrides),
-            env={
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "GLOO_SOCKET_IFNAME": "lo",
-            },
-        )
-        for rank in (range(world_size) if ranks is None else ranks)
-    ]
-
-
-def wait_for_all(runs: Sequence[Run]) -> None:
-    """Wait until all have ended well; the first that has not fails the test with its log, as torchrun would."""
-    waiting = list(runs)
-
-    def has_ended() -> bool:
-        for run in list(waiting):
-            if (code := run.poll()) is not None:
-                assert code == 0, f"exit code {code}:\n{run.raw[-5000:]}"
-
-                waiting.remove(run)
-
-        return not waiting
-
-    wait_until(has_ended, run=runs[0])
+from builders import NO_DROPOUT, load_weights, make_corpus, pretrain_config, read_metrics, write_config
+from processes import command_server, free_port, pretrain_args, start_pretrain_ranks, wait_for_all, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +27,7 @@ def test_two_ranks_equal_one_rank_that_accumulates_two_batches(corpus: Path, tmp
 
     one = command_server().start(*pretrain_args(tmp_path / "one", file, "trainer.grad_accumulation.num_batches=2"))
 
-    two = start_ranks(tmp_path / "two", file, 2)
+    two = start_pretrain_ranks(tmp_path / "two", file, 2)
 
     wait_for_all([one, *two])
 
@@ -130,7 +65,7 @@ def test_layers_dropped_on_one_rank_only_neither_hang_nor_part_the_ranks(corpus:
 
     file = write_config(tmp_path / "config.yaml", config)
 
-    wait_for_all(start_ranks(tmp_path / "out", file, 2))
+    wait_for_all(start_pretrain_ranks(tmp_path / "out", file, 2))
 
     losses = [r["Loss"] for r in read_metrics(tmp_path / "out") if "Loss" in r]
 
@@ -150,7 +85,7 @@ def test_a_rank_does_not_judge_what_rank_0_is_still_writing(corpus: Path, tmp_pa
 
     port = free_port()
 
-    late = start_ranks(out, file, 2, ranks=[1], port=port)
+    late = start_pretrain_ranks(out, file, 2, ranks=[1], port=port)
 
     wait_until(lambda: (out / "logs/rank_1.log").exists() or late[0].poll() is not None, run=late[0])
 
@@ -158,14 +93,14 @@ def test_a_rank_does_not_judge_what_rank_0_is_still_writing(corpus: Path, tmp_pa
 
     (out / "config.yaml").unlink()
 
-    wait_for_all([*late, *start_ranks(out, file, 2, ranks=[0], port=port)])
+    wait_for_all([*late, *start_pretrain_ranks(out, file, 2, ranks=[0], port=port)])
 
 
 def test_a_refusal_is_shown_on_every_rank(corpus: Path, tmp_path: Path) -> None:
     """fairseq2 shows what rank 0 logs; a rank that refuses alone says so, too."""
     file = write_config(tmp_path / "config.yaml", pretrain_config(corpus, regime={"num_steps": "many"}))
 
-    (run,) = start_ranks(tmp_path / "out", file, 2, ranks=[1])
+    (run,) = start_pretrain_ranks(tmp_path / "out", file, 2, ranks=[1])
 
     assert run.wait() == 2
     assert "rank 1: " in run.text and "num_steps" in run.text
@@ -180,15 +115,15 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path)
 
     out = tmp_path / "out"
 
-    wait_for_all(start_ranks(out, file, 1, "regime.num_steps=3"))
+    wait_for_all(start_pretrain_ranks(out, file, 1, "regime.num_steps=3"))
 
-    three = start_ranks(out, file, 3, "regime.num_steps=6")
+    three = start_pretrain_ranks(out, file, 3, "regime.num_steps=6")
 
     wait_for_all(three)
 
     assert "was written by 1 process(es), but 3 run now" in three[0].text
 
-    wait_for_all(start_ranks(out, file, 2))
+    wait_for_all(start_pretrain_ranks(out, file, 2))
 
     records = [r for r in read_metrics(out) if "Loss" in r]
 

@@ -12,17 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import (
-    Run,
-    command_server,
-    load_weights,
-    make_corpus,
-    pretrain_args,
-    pretrain_config,
-    read_metrics,
-    wait_until,
-    write_config,
-)
+from builders import load_weights, make_corpus, pretrain_config, read_metrics, write_config
+from processes import Run, command_server, pretrain_args, wait_until
 
 NUM_STEPS = 60
 

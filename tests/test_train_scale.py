@@ -6,17 +6,8 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-from builders import (
-    command_server,
-    load_weights,
-    make_corpus,
-    pretrain_args,
-    pretrain_config,
-    read_metrics,
-    wait_until,
-    write_config,
-)
-from test_train_ranks import NO_DROPOUT, start_ranks, wait_for_all
+from builders import NO_DROPOUT, load_weights, make_corpus, pretrain_config, read_metrics, write_config
+from processes import command_server, pretrain_args, start_pretrain_ranks, wait_for_all, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +42,14 @@ def test_sharded_parameters_give_the_losses_of_whole_ones(corpus: Path, tmp_path
         pretrain_config(corpus, model={"config_overrides": NO_DROPOUT}, regime={"num_steps": 4}),
     )
 
-    wait_for_all(start_ranks(tmp_path / "ddp", file, 2))
-    wait_for_all(start_ranks(tmp_path / "fsdp", file, 2, "trainer.data_parallelism=fsdp"))
+    wait_for_all(start_pretrain_ranks(tmp_path / "ddp", file, 2))
+    wait_for_all(start_pretrain_ranks(tmp_path / "fsdp", file, 2, "trainer.data_parallelism=fsdp"))
 
     assert len(losses(tmp_path / "fsdp")) == 4
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-3)
 
     # The other way round is refused: the checkpoint is in two parts.
-    (run, other) = start_ranks(tmp_path / "fsdp", file, 2, "regime.num_steps=8")
+    (run, other) = start_pretrain_ranks(tmp_path / "fsdp", file, 2, "regime.num_steps=8")
 
     assert run.wait() == 2 and other.wait() == 2
     assert "sharded over 2 processes (FSDP), but is to be whole" in run.text
@@ -73,7 +64,7 @@ def test_sharded_parameters_go_with_layers_that_one_rank_only_drops(corpus: Path
         ),
     )
 
-    wait_for_all(start_ranks(tmp_path / "out", file, 2, "trainer.data_parallelism=fsdp"))
+    wait_for_all(start_pretrain_ranks(tmp_path / "out", file, 2, "trainer.data_parallelism=fsdp"))
 
     assert len(losses(tmp_path / "out")) == 8
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-from builders import command_server
+from processes import command_server
 from sklearn.cluster import MiniBatchKMeans
 
 USE_CARDS = """

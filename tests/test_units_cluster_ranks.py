@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
-import socket
-from contextlib import suppress
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
-from builders import Run, command_server, make_corpus, wait_until
+from builders import make_corpus
+from processes import Run, command_server, start_ranks, wait_until
 
 from hubert_plugin.units.model import HierarchyUnitModel, ProductUnitModel, load_units
 
@@ -21,39 +19,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("ranks"), num_train=14, num_valid=1, label_sets={})
 
 
-def free_port() -> int:
-    for port in random.Random().sample(range(20_000, 32_000), 100):
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-
-            return port
-
-    raise AssertionError("no port is free")
-
-
 def cluster(out: Path, *overrides: str, world_size: int = 1) -> list[Run]:
     args = ["recipe", "hubert", "cluster", str(out), "--no-rich", "--config", *overrides]
 
-    if world_size == 1:
-        return [command_server().start(*args)]
-
-    port = free_port()
-
-    return [
-        command_server().start(
-            *args,
-            env={
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "GLOO_SOCKET_IFNAME": "lo",
-            },
-        )
-        for rank in range(world_size)
-    ]
+    return [command_server().start(*args)] if world_size == 1 else start_ranks(args, world_size)
 
 
 def finish(runs: list[Run], code: int = 0) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from builders import command_server, wait_until
+from processes import command_server, wait_until
 
 from hubert_plugin.audio import AudioPolicy
 from hubert_plugin.data.labels import open_labels

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import make_corpus, recipe_env
+from builders import make_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import recipe_env
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from hubert_plugin.data.manifest import read_manifest

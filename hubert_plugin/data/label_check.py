@@ -6,8 +6,9 @@ Letters: *N* utterances, *L* labels of an utterance, *E* the labels its audio ca
 less or more than that, i.e. one label at 50 Hz and two at 100 Hz: tools round differently at the end of an utterance
 (s3prl and ``round(n / 320)`` give one more; fairseq's chunked extraction loses one at the boundary of chunks). What is
 too much is cut off; what is missing stays missing, never invented: such an utterance has fewer labels than frames, and
-its last frames are left out, as in fairseq. Beyond that the line belongs to other audio or to another rate and is
-refused; fairseq warns from 0.1 s on and trains all the same.
+its last frames are left out, as in fairseq. So a line may be empty where the audio has no more than 20 ms of frames;
+the utterance then takes no part. Beyond that the line belongs to other audio or to another rate and is refused; fairseq
+warns from 0.1 s on and trains all the same.
 """
 
 from __future__ import annotations
@@ -278,7 +279,7 @@ def check_labels(path: Path, parsed: ParsedLabels, manifest: Manifest, rate: int
 
 def fits(counts: NDArray[np.int64], expected: NDArray[np.int64], rate: int) -> NDArray[np.bool_]:
     """Tell which utterances have as many labels as they should, within the tolerance. *Shape:* (N,)."""
-    return (np.abs(counts - expected) <= LENGTH_TOLERANCE[rate]) & ((counts > 0) | (expected == 0))
+    return np.abs(counts - expected) <= LENGTH_TOLERANCE[rate]
 
 
 def length_problem(count: int, expected: int, rate: int, manifest: Manifest, idx: int) -> str:

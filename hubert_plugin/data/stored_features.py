@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -22,6 +22,7 @@ from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines
 from hubert_plugin.data.label_check import LENGTH_TOLERANCE, expected_counts, infer_rate
 from hubert_plugin.data.utterance_ids import read_utterance_ids
 from hubert_plugin.errors import UnitModelError, format_problems
+from hubert_plugin.files import file_stamp
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES, seconds
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ class StoredFeatures(ABC):
 
     counts: NDArray[np.int64]
     """M of each utterance, as the files beside the features say. *Shape:* (N,)."""
+
+    files: Sequence[Path]
+    """The files that hold the features; what a command writes is in none."""
+
+    @property
+    def stamp(self) -> str | None:
+        """What tells files of other tools from those that take their place: their sizes and times of change. ``None``
+        where our own writer recorded how they were made."""
+        return None if self.record is not None else file_stamp(self.files)
 
     @abstractmethod
     def read(self, idx: int) -> NDArray[np.float32]:
@@ -137,6 +147,8 @@ class _KaldiFeatures(StoredFeatures):
             raise UnitModelError(str(ex)) from ex
 
         self._entries = _select(path, table, manifest)
+
+        self.files = [path, *sorted({Path(e.path) for e in self._entries if not e.is_command})]
 
         self.record = read_feature_record(path.with_suffix(".json"))
 
@@ -296,6 +308,8 @@ class _FairseqFeatures(StoredFeatures):
             )
 
         self.record = records[0]
+
+        self.files = [paths[role] for paths in shards for role in ("data", "counts")]
 
         self._starts = np.concatenate([np.cumsum(c) - c for c in counts])
 

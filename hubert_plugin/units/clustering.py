@@ -22,7 +22,7 @@ from fairseq2.utils.progress import ProgressReporter
 from numpy.typing import NDArray
 
 from hubert_plugin.errors import UnitModelError
-from hubert_plugin.registry import Features
+from hubert_plugin.registry import Features, LabelSetSpec
 from hubert_plugin.units.collective import Ranks
 from hubert_plugin.units.estimator import SAMPLE_FRAMES, ClusteringConfig, create_estimator
 from hubert_plugin.units.fit import FitReport, FrameSample, entropy_bits, sample_frames, shuffled_frames
@@ -48,6 +48,8 @@ class CodebookSpec:
 class Clustering:
     """Fitted codebooks."""
 
+    specs: tuple[CodebookSpec, ...]
+
     centroids: tuple[Features, ...]
     """*Shape of an item:* (K, columns), float32."""
 
@@ -55,6 +57,12 @@ class Clustering:
 
     num_frames: int
     """The number of frames that were clustered, on all ranks."""
+
+    def codebooks(self, rate: int) -> dict[LabelSetSpec, Features]:
+        """Return the centroids by label set, of ``rate`` units per second."""
+        return {
+            LabelSetSpec(s.label_set, s.num_clusters, rate): c for s, c in zip(self.specs, self.centroids, strict=True)
+        }
 
 
 def fit_codebooks(
@@ -158,7 +166,7 @@ def fit_codebooks(
                 report.label_set,
             )
 
-    return Clustering(centroids, tuple(reports), num_frames)
+    return Clustering(tuple(specs), centroids, tuple(reports), num_frames)
 
 
 def _sample(

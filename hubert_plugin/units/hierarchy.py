@@ -6,25 +6,23 @@ unit went (``compose``): levels are nested. The alternative is the coarse centro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final, final
 
 import numpy as np
-from fairseq2.gang import Gang
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from hubert_plugin.registry import Features, LabelSetSpec, Units
-from hubert_plugin.units.clustering import Clustering, CodebookSpec, fit_codebooks, provenance
+from hubert_plugin.units.clustering import Clustering, CodebookSpec
+from hubert_plugin.units.codebook_fitter import CodebookFitter
 from hubert_plugin.units.estimator import ClusteringConfig
 from hubert_plugin.units.fit import FitReport, FitResult, UnitModelFitter, entropy_bits
 from hubert_plugin.units.kmeans import check_label_set
 from hubert_plugin.units.model import HierarchyUnitModel
-from hubert_plugin.units.stream import FeatureStream
 
 HIERARCHY_FITTER: Final = "hierarchy"
 """The name under which the fitter is registered."""
@@ -65,45 +63,31 @@ class HierarchyConfig(ClusteringConfig):
 
 
 @final
-class HierarchyFitter(UnitModelFitter):
+class HierarchyFitter(CodebookFitter[HierarchyConfig]):
     """Fits the finest codebook to frames, and every other one to the centroids of the one before."""
 
+    name = HIERARCHY_FITTER
+
     def __init__(self, config: HierarchyConfig | None = None) -> None:
-        self._config = config or HierarchyConfig()
-
-    @property
-    @override
-    def distributed(self) -> bool:
-        return self._config.backend == "torch"
+        super().__init__(config or HierarchyConfig())
 
     @override
-    def fit(
-        self,
-        stream: FeatureStream,
-        *,
-        seed: int,
-        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
-        gang: Gang | None = None,
-    ) -> FitResult:
-        """
-        :raises UnitModelError: There are fewer frames than clusters, or the features cannot be used.
-        """
+    def codebooks(self, dim: int) -> list[CodebookSpec]:
+        finest = self._config.num_clusters[0]
+
+        return [CodebookSpec(f"{self._config.label_set}{finest}", finest)]
+
+    @override
+    def build(self, fitted: Clustering, rate: int, seed: int, record: Mapping[str, object]) -> FitResult:
         config = self._config
 
-        names = [f"{config.label_set}{k}" for k in config.num_clusters]
+        levels, maps = coarsen(fitted.centroids[0], config.num_clusters[1:], config.n_init, seed)
 
-        specs = [CodebookSpec(names[0], config.num_clusters[0])]
+        codebooks = {
+            LabelSetSpec(f"{config.label_set}{k}", k, rate): c for k, c in zip(config.num_clusters, levels, strict=True)
+        }
 
-        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
-
-        centroids, maps = coarsen(fitted.centroids[0], config.num_clusters[1:], config.n_init, seed)
-
-        model = HierarchyUnitModel(
-            {LabelSetSpec(n, len(c), stream.rate): c for n, c in zip(names, centroids, strict=True)},
-            maps,
-            provenance(stream, HIERARCHY_FITTER, asdict(config), seed, fitted),
-            assignment=config.assignment,
-        )
+        model = HierarchyUnitModel(codebooks, maps, record, assignment=config.assignment)
 
         return FitResult(model, _reports(model, fitted))
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, final
 
-from fairseq2.gang import Gang
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
-from hubert_plugin.registry import LabelSetSpec
-from hubert_plugin.units.clustering import CodebookSpec, fit_codebooks, provenance
+from hubert_plugin.units.clustering import Clustering, CodebookSpec
+from hubert_plugin.units.codebook_fitter import CodebookFitter
 from hubert_plugin.units.estimator import SAMPLE_FRAMES as SAMPLE_FRAMES
 from hubert_plugin.units.estimator import ClusteringConfig
 from hubert_plugin.units.fit import FitResult, UnitModelFitter
 from hubert_plugin.units.model import EnsembleUnitModel, KMeansUnitModel
-from hubert_plugin.units.stream import FeatureStream
 
 KMEANS_FITTER: Final = "kmeans"
 """The name under which the fitter of one codebook is registered."""
@@ -82,80 +80,39 @@ def check_sizes(result: ValidationResult, name: str, sizes: list[int]) -> None:
 
 
 @final
-class KMeansFitter(UnitModelFitter):
+class KMeansFitter(CodebookFitter[KMeansConfig]):
     """Fits one k-means codebook."""
 
+    name = KMEANS_FITTER
+
     def __init__(self, config: KMeansConfig | None = None) -> None:
-        self._config = config or KMeansConfig()
-
-    @property
-    @override
-    def distributed(self) -> bool:
-        return self._config.backend == "torch"
+        super().__init__(config or KMeansConfig())
 
     @override
-    def fit(
-        self,
-        stream: FeatureStream,
-        *,
-        seed: int,
-        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
-        gang: Gang | None = None,
-    ) -> FitResult:
-        """
-        :raises UnitModelError: There are fewer frames than clusters, or the features cannot be used.
-        """
-        config = self._config
+    def codebooks(self, dim: int) -> list[CodebookSpec]:
+        return [CodebookSpec(self._config.label_set, self._config.num_clusters)]
 
-        specs = [CodebookSpec(config.label_set, config.num_clusters)]
-
-        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
-
-        spec = LabelSetSpec(config.label_set, config.num_clusters, stream.rate)
-
-        record = provenance(stream, KMEANS_FITTER, asdict(config), seed, fitted)
-
-        return FitResult(KMeansUnitModel({spec: fitted.centroids[0]}, record), fitted.reports)
+    @override
+    def build(self, fitted: Clustering, rate: int, seed: int, record: Mapping[str, object]) -> FitResult:
+        return FitResult(KMeansUnitModel(fitted.codebooks(rate), record), fitted.reports)
 
 
 @final
-class EnsembleFitter(UnitModelFitter):
-    """Fits several k-means codebooks to one sample, which is read once."""
+class EnsembleFitter(CodebookFitter[EnsembleConfig]):
+    """Fits several k-means codebooks."""
+
+    name = ENSEMBLE_FITTER
 
     def __init__(self, config: EnsembleConfig | None = None) -> None:
-        self._config = config or EnsembleConfig()
-
-    @property
-    @override
-    def distributed(self) -> bool:
-        return self._config.backend == "torch"
+        super().__init__(config or EnsembleConfig())
 
     @override
-    def fit(
-        self,
-        stream: FeatureStream,
-        *,
-        seed: int,
-        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
-        gang: Gang | None = None,
-    ) -> FitResult:
-        """
-        :raises UnitModelError: There are fewer frames than clusters, or the features cannot be used.
-        """
-        config = self._config
+    def codebooks(self, dim: int) -> list[CodebookSpec]:
+        return [CodebookSpec(f"{self._config.label_set}{k}", k) for k in self._config.num_clusters]
 
-        specs = [CodebookSpec(f"{config.label_set}{k}", k) for k in config.num_clusters]
-
-        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
-
-        codebooks = {
-            LabelSetSpec(s.label_set, s.num_clusters, stream.rate): c
-            for s, c in zip(specs, fitted.centroids, strict=True)
-        }
-
-        record = provenance(stream, ENSEMBLE_FITTER, asdict(config), seed, fitted)
-
-        return FitResult(EnsembleUnitModel(codebooks, record), fitted.reports)
+    @override
+    def build(self, fitted: Clustering, rate: int, seed: int, record: Mapping[str, object]) -> FitResult:
+        return FitResult(EnsembleUnitModel(fitted.codebooks(rate), record), fitted.reports)
 
 
 def create_kmeans_fitter(resolver: DependencyResolver, config: KMeansConfig) -> UnitModelFitter:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
+from typing import Final
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from hubert_plugin.units.kinds import EnsembleUnitModel as EnsembleUnitModel
 from hubert_plugin.units.kinds import HierarchyUnitModel as HierarchyUnitModel
 from hubert_plugin.units.kinds import KMeansUnitModel as KMeansUnitModel
 from hubert_plugin.units.kinds import ProductUnitModel as ProductUnitModel
+
+_sys_modules_lock: Final = threading.Lock()
 
 
 def load_units(path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSpec | None = None) -> UnitModel:
@@ -134,13 +138,9 @@ def _load_safetensors(path: Path, data: bytes) -> CodebookUnitModel:
 
 def _load_joblib(path: Path, spec: LabelSetSpec | None) -> KMeansUnitModel:
     import joblib
-    from sklearn.cluster import _kmeans
-
-    # Where scikit-learn kept its k-means before 0.22. (The released km500 was pickled by a later one.)
-    former_modules = {"sklearn.cluster.k_means_": _kmeans}
 
     try:
-        with warnings.catch_warnings(), patch.dict(sys.modules, former_modules):
+        with warnings.catch_warnings(), _former_sklearn_modules():
             warnings.simplefilter("ignore")  # the centroids mean the same in every scikit-learn version
 
             estimator = joblib.load(path)
@@ -161,6 +161,25 @@ def _load_joblib(path: Path, spec: LabelSetSpec | None) -> KMeansUnitModel:
         spec = replace(spec, size=len(centroids))
 
     return KMeansUnitModel({spec: centroids}, {"joblib": path.name, "estimator": type(estimator).__name__})
+
+
+@contextmanager
+def _former_sklearn_modules() -> Iterator[None]:
+    """Let pickles find k-means where scikit-learn kept it before 0.22. (The released km500 was made by a later one.)"""
+    from sklearn.cluster import _kmeans
+
+    name = "sklearn.cluster.k_means_"
+
+    with _sys_modules_lock:
+        is_new = name not in sys.modules
+
+        sys.modules.setdefault(name, _kmeans)
+
+        try:
+            yield
+        finally:
+            if is_new:
+                del sys.modules[name]
 
 
 def _is_safetensors(data: bytes) -> bool:

@@ -106,6 +106,10 @@ class NearestCentroid:
         if precision == "int8" and self.device.type != "cpu":
             return "bf16"
 
+        # PyTorch's product of bytes (2.9) is wrong where there is one feature only.
+        if precision == "int8" and self.dim == 1:
+            return "fp32"
+
         return precision
 
     def __call__(self, frames: Tensor, workers: Workers | None = None) -> Tensor:

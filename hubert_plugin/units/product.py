@@ -7,23 +7,20 @@ label sets train one head each, as those of an ensemble do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final, final
 
-from fairseq2.gang import Gang
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from hubert_plugin.errors import UnitModelError, format_problems
-from hubert_plugin.registry import LabelSetSpec
-from hubert_plugin.units.clustering import CodebookSpec, fit_codebooks, provenance
+from hubert_plugin.units.clustering import Clustering, CodebookSpec
+from hubert_plugin.units.codebook_fitter import CodebookFitter
 from hubert_plugin.units.estimator import ClusteringConfig
 from hubert_plugin.units.fit import FitResult, UnitModelFitter
 from hubert_plugin.units.kmeans import check_label_set
 from hubert_plugin.units.model import ProductUnitModel
-from hubert_plugin.units.stream import FeatureStream
 
 PRODUCT_FITTER: Final = "product"
 """The name under which the fitter is registered."""
@@ -72,47 +69,27 @@ class ProductConfig(ClusteringConfig):
 
 
 @final
-class ProductFitter(UnitModelFitter):
+class ProductFitter(CodebookFitter[ProductConfig]):
     """Fits one codebook for each sub-space."""
 
+    name = PRODUCT_FITTER
+
     def __init__(self, config: ProductConfig | None = None) -> None:
-        self._config = config or ProductConfig()
-
-    @property
-    @override
-    def distributed(self) -> bool:
-        return self._config.backend == "torch"
+        super().__init__(config or ProductConfig())
 
     @override
-    def fit(
-        self,
-        stream: FeatureStream,
-        *,
-        seed: int,
-        progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
-        gang: Gang | None = None,
-    ) -> FitResult:
-        """
-        :raises UnitModelError: The sub-spaces do not fit the features, or there are fewer frames than clusters.
-        """
+    def codebooks(self, dim: int) -> list[CodebookSpec]:
         config = self._config
 
-        subspaces = resolve_subspaces(config.subspaces, stream.dim)
+        subspaces = resolve_subspaces(config.subspaces, dim)
 
-        specs = [CodebookSpec(f"{config.label_set}_{n}", config.num_clusters, c) for n, c in subspaces.items()]
+        return [CodebookSpec(f"{config.label_set}_{n}", config.num_clusters, c) for n, c in subspaces.items()]
 
-        fitted = fit_codebooks(stream, specs, config, seed=seed, progress=progress, gang=gang)
+    @override
+    def build(self, fitted: Clustering, rate: int, seed: int, record: Mapping[str, object]) -> FitResult:
+        columns = [s.columns for s in fitted.specs if s.columns is not None]
 
-        model = ProductUnitModel(
-            {
-                LabelSetSpec(s.label_set, s.num_clusters, stream.rate): c
-                for s, c in zip(specs, fitted.centroids, strict=True)
-            },
-            list(subspaces.values()),
-            provenance(stream, PRODUCT_FITTER, asdict(config), seed, fitted),
-        )
-
-        return FitResult(model, fitted.reports)
+        return FitResult(ProductUnitModel(fitted.codebooks(rate), columns, record), fitted.reports)
 
 
 def resolve_subspaces(subspaces: Mapping[str, list[int]] | None, dim: int) -> dict[str, slice]:

@@ -157,7 +157,10 @@ class StoredFeatureStream(FeatureStream):
 
     @override
     def describe_data(self) -> dict[str, object]:
-        return describe_manifest(self.manifest)
+        stamp = self._features.stamp
+
+        # Units and labels of files that were replaced since are made anew.
+        return {**describe_manifest(self.manifest), **({} if stamp is None else {"files": stamp})}
 
 
 def open_feature_stream(

@@ -29,11 +29,9 @@ A = TypeVar("A")
 
 B = TypeVar("B")
 
-_CHUNK: Final = 8
-"""How many utterances a worker takes at a time: enough that handing them over costs nothing."""
-
-_CHUNK_SAMPLES: Final = _CHUNK * 30 * SAMPLE_RATE
-"""How much audio a worker takes at a time, if that is more than one utterance: it bounds what is read ahead."""
+CHUNK_SECONDS: Final = 120.0
+"""How much audio a worker takes at a time, if that is more than one utterance: enough that handing it over costs
+nothing, and a bound of what is read ahead. A source may ask for another measure: its attribute ``chunk_seconds``."""
 
 
 class FeatureStream(ABC):
@@ -124,7 +122,9 @@ class AudioFeatureStream(FeatureStream):
 
             return chunk, self.source.extract(waveforms) if in_workers else waveforms
 
-        chunks = _cut_chunks(indices, self.manifest.sizes)
+        chunk_seconds = getattr(self.source, "chunk_seconds", CHUNK_SECONDS)
+
+        chunks = _cut_chunks(indices, self.manifest.sizes, int(chunk_seconds * SAMPLE_RATE))
 
         for chunk, items in _map_ordered(load, chunks, self.num_workers):
             for idx, features in zip(chunk, items if in_workers else self.source.extract(items), strict=True):
@@ -204,17 +204,18 @@ def describe_manifest(manifest: Manifest) -> dict[str, object]:
     return {"split": manifest.split, "fingerprint": manifest.fingerprint, "num_utterances": len(manifest.ids)}
 
 
-def _cut_chunks(indices: Sequence[int], sizes: NDArray[np.int64]) -> Iterator[Sequence[int]]:
-    """Cut ``indices`` into what a worker takes at a time: few utterances, and less of them where they are long.
+def _cut_chunks(indices: Sequence[int], sizes: NDArray[np.int64], max_samples: int) -> Iterator[Sequence[int]]:
+    """Cut ``indices`` into what a worker takes at a time.
 
     :param sizes: The samples of every utterance of the manifest. *Shape:* (N,).
+    :param max_samples: The most samples of a chunk; a longer utterance is one by itself.
     """
     start, num_samples = 0, 0
 
     for i, idx in enumerate(indices):
         size = int(sizes[idx])
 
-        if i > start and (i - start == _CHUNK or num_samples + size > _CHUNK_SAMPLES):
+        if i > start and num_samples + size > max_samples:
             yield indices[start:i]
 
             start, num_samples = i, 0

@@ -53,15 +53,21 @@ def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool
 
     num_bytes = sum(p.numel() * p.element_size() for p in graph.parameters())
 
+    data = path.name + ".data"
+
     if num_bytes <= MAX_INLINE_BYTES:
+        is_replaced = path.exists()
+
         with new_file(path, overwrite=overwrite) as tmp:
             _export(graph, tmp, output_name(model, layer))
+
+        # The weights of the graph that stood here before belong to nothing any more.
+        if is_replaced:
+            path.with_name(data).unlink(missing_ok=True)
 
         return
 
     import onnx
-
-    data = path.name + ".data"
 
     check_file(path.with_name(data), overwrite=overwrite)
 

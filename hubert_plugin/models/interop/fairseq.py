@@ -24,6 +24,7 @@ from hubert_plugin.models.interop.keys import (
     join_recogniser,
     require,
     split_recogniser,
+    take_output_layer,
     take_prefix,
     with_old_weight_norm,
 )
@@ -101,9 +102,7 @@ def import_fairseq_state_dict(
     result = _key_table(encoder).import_(parts)
 
     if isinstance(config, HubertCtcConfig):
-        proj = {name: require(state_dict, _CTC_PROJ + name, _NAME) for name in ("weight", "bias")}
-
-        return join_recogniser(result, proj)
+        return join_recogniser(result, take_output_layer(state_dict, _CTC_PROJ, _NAME))
 
     if config.heads:
         result.update(_import_heads(inner, config, 0 if keep_special_rows else NUM_SPECIAL_SYMBOLS))

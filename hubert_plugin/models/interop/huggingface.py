@@ -23,17 +23,16 @@ from hubert_plugin.models.interop.keys import (
     KeyTable,
     encoder_config,
     join_recogniser,
-    require,
-    split_recogniser,
+    split_model,
+    take_output_layer,
     with_new_weight_norm,
     with_old_weight_norm,
 )
 from hubert_plugin.models.interop.peers import (
     add_mask_embedding,
     add_projection,
-    attention_key_pairs,
     fit_projection,
-    peer_key_pairs,
+    port_key_pairs,
 )
 
 OWN_SECTION: Final = "fairseq2_hubert"
@@ -43,19 +42,13 @@ _NAME: Final = "a Hugging Face HuBERT"
 
 _WRAPPER: Final = "hubert."
 
+_OUTPUT_LAYER: Final = "lm_head."
+
 
 def _key_table(config: HubertConfig) -> KeyTable:
-    pairs = peer_key_pairs(
-        config.conv_norm,
-        config.norm_order,
-        projection="feature_projection",
-        transformer="encoder",
-        pos_conv="encoder.pos_conv_embed.conv",
-    )
+    pairs = port_key_pairs(config.conv_norm, config.norm_order, projection="feature_projection", transformer="encoder")
 
-    mask = ("masked_spec_embed", "masker.temporal_mask_embed")
-
-    return KeyTable(_NAME, [*pairs, *attention_key_pairs("encoder"), mask])
+    return KeyTable(_NAME, [*pairs, ("masked_spec_embed", "masker.temporal_mask_embed")])
 
 
 def is_huggingface_state_dict(state_dict: Mapping[str, object]) -> bool:
@@ -73,7 +66,7 @@ def import_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyC
     """
     encoder = encoder_config(config)
 
-    bare = {k.removeprefix(_WRAPPER): v for k, v in state_dict.items() if not k.startswith("lm_head.")}
+    bare = {k.removeprefix(_WRAPPER): v for k, v in state_dict.items() if not k.startswith(_OUTPUT_LAYER)}
 
     result = _key_table(encoder).import_(with_old_weight_norm(bare))
 
@@ -85,7 +78,7 @@ def import_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyC
     if not isinstance(config, HubertCtcConfig):
         return result
 
-    return join_recogniser(result, {n: require(state_dict, f"lm_head.{n}", _NAME) for n in ("weight", "bias")})
+    return join_recogniser(result, take_output_layer(state_dict, _OUTPUT_LAYER, _NAME))
 
 
 def export_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyConfig) -> dict[str, Tensor]:
@@ -93,9 +86,7 @@ def export_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyC
 
     Target heads are left out: Transformers has none.
     """
-    is_ctc = isinstance(config, HubertCtcConfig)
-
-    encoder, proj = split_recogniser(state_dict) if is_ctc else (dict(state_dict), {})
+    encoder, proj = split_model(state_dict, config)
 
     encoder = {k: v for k, v in encoder.items() if not k.startswith("target_heads.")}
 
@@ -103,10 +94,10 @@ def export_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyC
 
     result = with_new_weight_norm(_key_table(encoder_config(config)).export(encoder))
 
-    if not is_ctc:
+    if not isinstance(config, HubertCtcConfig):
         return result
 
-    return {**{_WRAPPER + k: v for k, v in result.items()}, **{f"lm_head.{k}": v for k, v in proj.items()}}
+    return {**{_WRAPPER + k: v for k, v in result.items()}, **{_OUTPUT_LAYER + k: v for k, v in proj.items()}}
 
 
 def import_huggingface_config(

@@ -128,6 +128,11 @@ def encoder_config(config: AnyConfig) -> HubertConfig:
     return config.encoder if isinstance(config, HubertCtcConfig) else config
 
 
+def split_model(state_dict: Mapping[str, Tensor], config: AnyConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the encoder's parameters and the output layer's, which only a recogniser has; prefixes removed."""
+    return split_recogniser(state_dict) if isinstance(config, HubertCtcConfig) else (dict(state_dict), {})
+
+
 def split_recogniser(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split the state dict of our recogniser into the encoder's and the output layer's, prefixes removed."""
     encoder = {k.removeprefix(ENCODER_PREFIX): v for k, v in state_dict.items() if k.startswith(ENCODER_PREFIX)}
@@ -143,6 +148,14 @@ def join_recogniser(encoder: Mapping[str, Tensor], proj: Mapping[str, Tensor]) -
         **{ENCODER_PREFIX + k: v for k, v in encoder.items()},
         **{PROJ_PREFIX + k: v for k, v in proj.items()},
     }
+
+
+def take_output_layer(state_dict: Mapping[str, Tensor], prefix: str, format_: str) -> dict[str, Tensor]:
+    """Return the output layer of a recogniser, whose names begin with ``prefix``.
+
+    :raises CheckpointError: Weight or bias is missing.
+    """
+    return {name: require(state_dict, prefix + name, format_) for name in ("weight", "bias")}
 
 
 def take_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

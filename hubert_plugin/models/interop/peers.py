@@ -50,11 +50,20 @@ def peer_key_pairs(
     ]
 
 
-def attention_key_pairs(transformer: str) -> list[KeyPair]:
-    """Return the key table of attention with four separate projections."""
+def port_key_pairs(
+    conv_norm: Literal["group", "layer"], norm_order: Literal["post", "pre"], *, projection: str, transformer: str
+) -> list[KeyPair]:
+    """Return the key table of an encoder in Transformers or torchaudio: attention has four separate projections."""
     layer = transformer + ".layers.{i}.attention"
 
     return [
+        *peer_key_pairs(
+            conv_norm,
+            norm_order,
+            projection=projection,
+            transformer=transformer,
+            pos_conv=f"{transformer}.pos_conv_embed.conv",
+        ),
         *((f"{layer}.{p}_proj.*", f"encoder.layers.{{i}}.self_attn.{p}_proj.*") for p in "qkv"),
         (f"{layer}.out_proj.*", "encoder.layers.{i}.self_attn.output_proj.*"),
     ]

@@ -20,23 +20,25 @@ from hubert_plugin.models.interop.keys import (
     encoder_config,
     join_recogniser,
     require,
-    split_recogniser,
+    split_model,
+    take_output_layer,
     with_new_weight_norm,
     with_old_weight_norm,
 )
 from hubert_plugin.models.interop.peers import (
     add_mask_embedding,
     add_projection,
-    attention_key_pairs,
     fit_projection,
     peer_conv_norm,
-    peer_key_pairs,
+    port_key_pairs,
 )
 from hubert_plugin.models.interop.shapes import infer_config
 
 _NAME: Final = "a torchaudio checkpoint"
 
 _WRAPPER: Final = "wav2vec2."
+
+_OUTPUT_LAYER: Final = "aux."
 
 _HEAD_PAIRS: Final = (
     ("mask_generator.mask_embedding", "masker.temporal_mask_embed"),
@@ -46,17 +48,11 @@ _HEAD_PAIRS: Final = (
 
 
 def _key_table(conv_norm: Any, norm_order: Any) -> KeyTable:
-    transformer = "encoder.transformer"
-
-    pairs = peer_key_pairs(
-        conv_norm,
-        norm_order,
-        projection="encoder.feature_projection",
-        transformer=transformer,
-        pos_conv=f"{transformer}.pos_conv_embed.conv",
+    pairs = port_key_pairs(
+        conv_norm, norm_order, projection="encoder.feature_projection", transformer="encoder.transformer"
     )
 
-    return KeyTable(_NAME, [*pairs, *attention_key_pairs(transformer), *_HEAD_PAIRS])
+    return KeyTable(_NAME, [*pairs, *_HEAD_PAIRS])
 
 
 def is_torchaudio_state_dict(state_dict: Mapping[str, object]) -> bool:
@@ -94,7 +90,7 @@ def import_torchaudio_state_dict(state_dict: Mapping[str, Tensor], config: AnyCo
     if not isinstance(config, HubertCtcConfig):
         return result
 
-    return join_recogniser(result, {name: require(state_dict, f"aux.{name}", _NAME) for name in ("weight", "bias")})
+    return join_recogniser(result, take_output_layer(state_dict, _OUTPUT_LAYER, _NAME))
 
 
 def export_torchaudio_state_dict(state_dict: Mapping[str, Tensor], config: AnyConfig) -> dict[str, Tensor]:
@@ -105,7 +101,7 @@ def export_torchaudio_state_dict(state_dict: Mapping[str, Tensor], config: AnyCo
 
     :raises CheckpointError: The model has something that torchaudio's does not: several label sets, other heads.
     """
-    encoder, proj = split_recogniser(state_dict) if isinstance(config, HubertCtcConfig) else (dict(state_dict), {})
+    encoder, proj = split_model(state_dict, config)
 
     hubert = encoder_config(config)
 
@@ -127,7 +123,7 @@ def export_torchaudio_state_dict(state_dict: Mapping[str, Tensor], config: AnyCo
 
         result = {k if k.startswith(own) else _WRAPPER + k: v for k, v in result.items()}
 
-    result.update({f"aux.{k}": v for k, v in proj.items()})
+    result.update({_OUTPUT_LAYER + k: v for k, v in proj.items()})
 
     return with_new_weight_norm(result)
 
@@ -248,7 +244,7 @@ def _rename(state_dict: Mapping[str, Tensor], config: HubertConfig) -> dict[str,
 
 def _bare(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters without the wrapper's prefix, the recogniser's layer, and newer weight norm names."""
-    result = {k.removeprefix(_WRAPPER): v for k, v in state_dict.items() if not k.startswith("aux.")}
+    result = {k.removeprefix(_WRAPPER): v for k, v in state_dict.items() if not k.startswith(_OUTPUT_LAYER)}
 
     return with_old_weight_norm(result)
 

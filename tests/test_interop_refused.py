@@ -1,0 +1,261 @@
+"""Checkpoints that do not fit are refused in a sentence that says what was expected and what was found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import one_thread, tiny_config  # noqa: F401 - a fixture
+from fairseq2.runtime.dependency import get_dependency_resolver
+from foreign import DATA, HF_GROUP, of, parameters
+from golden import FAIRSEQ
+from safetensors.torch import load_file, save_file
+
+from hubert_plugin import load_hubert, load_hubert_ctc
+from hubert_plugin.errors import CheckpointError
+from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
+from hubert_plugin.models.hubert.factory import create_hubert_model
+from hubert_plugin.models.interop import minimal_hubert
+from hubert_plugin.models.interop import torchaudio as ta
+from hubert_plugin.models.interop.fit import fit_state_dict
+from hubert_plugin.models.interop.reader import read_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_large_checkpoint_with_a_base_configuration_is_refused() -> None:
+    resolver = get_dependency_resolver()
+
+    base, large = (resolver.resolve(HubertConfig, key=k) for k in ("base", "large"))
+
+    with torch.device("meta"):
+        state = create_hubert_model(large).state_dict()
+
+    recognised = of(dict(ta.export_torchaudio_state_dict(state, large)), base)
+
+    with pytest.raises(CheckpointError) as info:
+        fit_state_dict(recognised, base, "the asset card 'mine'")
+
+    for phrase in (
+        "24 layers of 1024 (large)",
+        "the asset card 'mine' describes one of 12 layers of 768 (base)",
+        "num_layers: expected 12, found 24",
+        "ffn_dim: expected 3072, found 4096",
+        "conv_norm: expected group, found layer",
+    ):
+        assert phrase in str(info.value)
+
+
+def test_unknown_number_of_heads_is_asked_for() -> None:
+    with pytest.raises(CheckpointError, match=r"how many attention heads a model of dimension 32 has.*num_heads="):
+        load_hubert(DATA / "torchaudio/ta_post.pth")
+
+
+def test_unknown_file_is_answered_with_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3), "epoch": 1}, tmp_path / "other.pt")
+
+    with pytest.raises(CheckpointError) as info:
+        load_hubert(tmp_path / "other.pt")
+
+    for phrase in ("other.pt", "fairseq", "torchaudio", "Hugging Face", "2 entries: epoch, weights"):
+        assert phrase in str(info.value)
+
+
+def test_missing_unexpected_and_misshapen_keys_are_listed(tmp_path: Path) -> None:
+    folder = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+    state = load_file(folder / "model.safetensors")
+
+    del state["encoder.layers.1.attention.k_proj.bias"]
+
+    state["encoder.layers.2.feed_forward.output_dense.weight"] = torch.zeros(32, 5)
+
+    save_file(state, folder / "model.safetensors")
+
+    with pytest.raises(CheckpointError) as info:
+        load_hubert(folder)
+
+    assert "missing: encoder.layers.1.self_attn.k_proj.bias" in str(info.value)
+    assert "encoder.layers.2.ffn.output_proj.weight (expected (32, 64), found (32, 5))" in str(info.value)
+
+    save_file({**state, "encoder.relative.weight": torch.zeros(1)}, folder / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"1 parameters are not names of a Hugging Face HuBERT:\n.*encoder\.rel"):
+        load_hubert(folder)
+
+
+def test_parameters_that_are_no_floating_point_numbers_are_listed(tmp_path: Path) -> None:
+    folder = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+    state = load_file(folder / "model.safetensors")
+
+    state["encoder.layer_norm.bias"] = torch.zeros(32, dtype=torch.int64)
+
+    save_file(state, folder / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"not of floating point: encoder_frontend\.layer_norm\.bias"):
+        load_hubert(folder)
+
+
+def test_entries_that_are_not_what_their_names_say_are_answered(tmp_path: Path) -> None:
+    for cfg in ("text", {"model": 3}, {"model": {"encoder_layers": "many"}, "task": {}}):
+        torch.save({"model": parameters("fairseq"), "cfg": cfg}, tmp_path / "odd.pt")
+
+        try:
+            load_hubert(tmp_path / "odd.pt", config=None)
+        except CheckpointError as ex:
+            assert "odd.pt" in str(ex)
+        else:
+            pytest.fail(f"{cfg} was taken")
+
+
+def test_fine_tuned_model_has_no_heads_to_give() -> None:
+    with pytest.raises(CheckpointError, match=r"tiny_ctc\.pt' has no target heads.*fine-tuned for recognition.*before"):
+        load_hubert(FAIRSEQ / "tiny_ctc.pt", require_heads=True)
+
+    config = load_hubert(FAIRSEQ / "tiny_ctc.pt").config
+
+    config.heads = [HubertHeadConfig(size=20)]
+
+    with pytest.raises(CheckpointError, match="has no target heads"):
+        load_hubert(FAIRSEQ / "tiny_ctc.pt", config=config)
+
+
+def test_pretrained_model_is_no_recogniser() -> None:
+    for file in ("fairseq/tiny_post.pt", "transformers/hf_group"):
+        with pytest.raises(CheckpointError, match=r"was not fine-tuned for recognition.*Fine-tune it first"):
+            load_hubert_ctc(DATA / file)
+
+
+def test_heads_of_other_sizes_and_other_vocabularies_are_refused() -> None:
+    config = load_hubert(FAIRSEQ / "tiny_pre.pt").config
+
+    config.heads = [HubertHeadConfig(label_set="a", size=20), HubertHeadConfig(label_set="b", size=99)]
+
+    with pytest.raises(CheckpointError, match=r"km12 \(12 units\).*asks for a \(20 units\), b \(99 units\)"):
+        load_hubert(FAIRSEQ / "tiny_pre.pt", config=config)
+
+    ctc = load_hubert_ctc(FAIRSEQ / "tiny_ctc.pt").config
+
+    ctc.vocab_size, ctc.symbols = 29, []
+
+    with pytest.raises(CheckpointError, match=r"scores 13 symbols, but .* says `vocab_size: 29`"):
+        load_hubert_ctc(FAIRSEQ / "tiny_ctc.pt", config=ctc)
+
+
+def test_other_normalisation_than_that_of_training_is_refused() -> None:
+    """Trap T5. fairseq's file says that it was trained on normalised waveforms."""
+    config = load_hubert(FAIRSEQ / "tiny_pre.pt").config
+
+    assert config.normalize_audio
+
+    config.normalize_audio = False
+
+    with pytest.raises(CheckpointError, match=r"trained on waveforms with normalisation, but .*Set it to true"):
+        load_hubert(FAIRSEQ / "tiny_pre.pt", config=config)
+
+
+def test_layer_beyond_the_last_is_answered() -> None:
+    model = load_hubert(FAIRSEQ / "tiny_post.pt")
+
+    with pytest.raises((ValueError, CheckpointError), match=r"between 0 and 3, but is 4"):
+        model.extract_features([torch.zeros(800)], layer=4)
+
+
+@pytest.mark.parametrize("where", ["fairseq", "s3prl", "Hugging Face"])
+def test_model_of_another_sample_rate_is_refused(where: str, tmp_path: Path) -> None:
+    if where == "Hugging Face":
+        source = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+        (source / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 8000}))
+    else:
+        source = tmp_path / "model.pt"
+
+        if where == "s3prl":
+            content = read_checkpoint(DATA / "s3prl/tiny_post.converted.pt")
+
+            content["task_cfg"]["sample_rate"] = 8000
+        else:
+            content = read_checkpoint(FAIRSEQ / "tiny_post.pt")
+
+            content = {"model": content["model"], "cfg": content["cfg"]}
+            content["cfg"]["task"]["sample_rate"] = 8000
+
+        torch.save(content, source)
+
+    with pytest.raises(CheckpointError, match=r"sampl.*rate.*must be 16000, but is 8000"):
+        load_hubert(source)
+
+
+def test_all_that_hubert_does_not_have_is_said_at_once(tmp_path: Path) -> None:
+    folder = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+    config = json.loads((folder / "config.json").read_text())
+
+    config |= {"model_type": "wav2vec2", "conv_pos_batch_norm": True, "hidden_act": "relu"}
+
+    (folder / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError) as info:
+        load_hubert(folder)
+
+    for name in ("`model_type` must be 'hubert', but is 'wav2vec2'", "`conv_pos_batch_norm`", "`hidden_act`"):
+        assert name in str(info.value)
+
+    content = read_checkpoint(FAIRSEQ / "tiny_post.pt")
+
+    content["cfg"]["model"] |= {"layer_type": "conformer", "target_glu": True}
+
+    with pytest.raises(CheckpointError) as info:
+        of({"model": content["model"], "cfg": content["cfg"]})
+
+    assert "`layer_type` must be transformer, but is conformer" in str(info.value)
+    assert "`target_glu`" in str(info.value)
+
+
+def test_folders_without_a_checkpoint_or_with_several_are_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+    (folder / "model.safetensors").unlink()
+
+    with pytest.raises(CheckpointError, match=r"has a 'config\.json', but no parameters: 'model\.safetensors'"):
+        load_hubert(folder)
+
+    (folder / "config.json").write_text("{")
+
+    with pytest.raises(CheckpointError, match=r"config\.json' cannot be read as JSON"):
+        load_hubert(folder)
+
+    several = tmp_path / "several"
+
+    several.mkdir()
+
+    for name in ("a.pt", "b.pt"):
+        shutil.copy(FAIRSEQ / "tiny_post.pt", several / name)
+
+    with pytest.raises(CheckpointError, match=r"2 files that could be checkpoints: a\.pt, b\.pt"):
+        load_hubert(several)
+
+    (several / "b.pt").unlink()
+
+    assert load_hubert(several).config.num_layers == 3
+
+
+def test_models_that_another_format_has_no_place_for_are_refused() -> None:
+    config = tiny_config(heads=[HubertHeadConfig(label_set="a", size=3), HubertHeadConfig(label_set="b", size=4)])
+
+    state = create_hubert_model(config).state_dict()
+
+    with pytest.raises(CheckpointError, match="has one label set"):
+        ta.export_torchaudio_state_dict(state, config)
+
+    with pytest.raises(CheckpointError, match="has one label set"):
+        minimal_hubert.export_minimal_hubert_state_dict(state, config)
+
+    config = tiny_config(logit_temp=0.2)
+
+    with pytest.raises(CheckpointError, match="temperature"):
+        ta.export_torchaudio_kwargs(config)
