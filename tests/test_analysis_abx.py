@@ -52,7 +52,8 @@ def oracle_distance(x: np.ndarray, y: np.ndarray) -> float:
 def oracle_error(
     tokens: list[np.ndarray], rows: list[tuple[str, str, str]], speaker: str, context: str
 ) -> tuple[float, int]:
-    """The error over all triples, averaged over contexts, speakers and pairs of phones; and the number of cells.
+    """The error over all triples, averaged over contexts with X's speakers, then speakers, then pairs of phones; and
+    the number of cells.
 
     :param rows: Phone, context and speaker of each token.
     """
@@ -77,7 +78,8 @@ def oracle_error(
 
     level = {key: np.mean(errors) for key, errors in triples.items()}
 
-    for length in (4, 2):
+    # Contexts and speakers of X are averaged together (libri-light, eval_ABX.py: the sum over dimensions 3 and 4).
+    for length in (3, 2):
         groups = defaultdict(list)
 
         for key, error in level.items():

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import NUM_UNITS, Run, command_server, make_corpus
+from builders import NUM_UNITS, make_corpus
+from processes import Run, command_server
 
 from hubert_plugin.analysis.alignments import AlignmentConfig, find_alignment, read_alignments
 from hubert_plugin.analysis.purity import unit_quality

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hubert_plugin.analysis.abx import AbxScore
 from hubert_plugin.analysis.cca import CcaScore
 from hubert_plugin.analysis.sweep import SpaceAnalysis, UnitAnalysis
+from hubert_plugin.analysis.unsupervised import CRITERION_NAME
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +43,12 @@ class AnalysisReport:
 
         return max(scores, key=lambda space: scores[space]) if scores else None
 
+    def best_by_criterion(self, num_clusters: int) -> str | None:
+        """Return the space with the highest view consistency at a number of units; ``None`` if it was not measured."""
+        scores = {s.space: s.consistency for s in self._spaces_at(num_clusters) if s.consistency is not None}
+
+        return max(scores, key=lambda space: scores[space]) if scores else None
+
     @property
     def nums_clusters(self) -> list[int]:
         """The numbers of units that were tried."""
@@ -59,6 +66,8 @@ class AnalysisReport:
                 **{name: s.mean(name) for name in _MEASURES},
                 **{f"{name}_std": s.std(name) for name in _MEASURES},
                 "agreement": s.agreement,
+                "criterion": s.consistency,
+                "persistence": s.persistence,
                 "trials": [_unit_dict(t) for t in s.trials],
             }
 
@@ -71,6 +80,8 @@ class AnalysisReport:
             "label_sets": {name: _unit_dict(a) for name, a in self.label_sets.items()},
             "spaces": spaces,
             "best_by_pnmi": {str(k): self.best_space(k) for k in self.nums_clusters},
+            "criterion": CRITERION_NAME,
+            "best_by_criterion": {str(k): self.best_by_criterion(k) for k in self.nums_clusters},
         }
 
         return _without_nan(plain)  # type: ignore[no-any-return]
@@ -118,7 +129,12 @@ class AnalysisReport:
         if has_trials:
             table.add_column("agree", justify="right", no_wrap=True)
 
-        best = {k: self.best_space(k) for k in self.nums_clusters}
+        has_criterion = any(s.consistency is not None for s in self.spaces)
+
+        if has_criterion:
+            table.add_column("view\ncons.", justify="right", no_wrap=True)
+
+        best = {k: self.best_space(k) or self.best_by_criterion(k) for k in self.nums_clusters}
 
         for s in self.spaces:
             # The spread of one measure tells enough, and all of them would not fit on a screen; the JSON has them.
@@ -130,6 +146,9 @@ class AnalysisReport:
 
             if has_trials:
                 row.append(_show(s.agreement))
+
+            if has_criterion:
+                row.append(_show(s.consistency))
 
             table.add_row(*row, style="bold" if best[s.num_clusters] == s.space else None)
 

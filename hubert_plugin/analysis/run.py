@@ -261,11 +261,13 @@ def analyze_spaces(
     abx_tasks: Mapping[str, AbxTask] | None = None,
     segments: Mapping[str, SegmentCollector] | None = None,
     num_cca_trials: int = 3,
+    with_criterion: bool = False,
     device: torch.device | None = None,
     progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
 ) -> None:
     """Measure all feature spaces in one go and add the results to ``report``; see :func:`sweep.sweep_units`.
 
+    :param with_criterion: Whether the criterion is measured that needs no phone times.
     :param device: Where distances are computed.
     """
     abx_tasks, segments = abx_tasks or {}, segments or {}
@@ -282,6 +284,7 @@ def analyze_spaces(
         num_trials=num_trials,
         seed=seed,
         collectors=[abx, *segments.values()],
+        with_criterion=with_criterion,
         progress=progress,
     )
 

@@ -1,7 +1,8 @@
 """Unit quality of many feature spaces and numbers of units at once (HuBERT paper, figure 2 and table IV).
 
 The audio is read twice in all, however many spaces there are: once to fit k-means on, once to judge. Of the second
-reading only units are kept, and what *collectors* take from the features (for ABX and CCA).
+reading only units are kept, and what *collectors* take from the features (for ABX and CCA). The criterion that needs no
+phone times computes features of what is judged a second time, of another view of it.
 
 Memory: the features of ``fit_on``, all spaces, in float32; ten minutes of audio are 92 MB a layer of 768 dimensions.
 """
@@ -20,9 +21,11 @@ from hubert_plugin.analysis.joint import JointTable
 from hubert_plugin.analysis.purity import UnitQuality, joint_counts, quality_of_counts
 from hubert_plugin.analysis.spaces import RATE, Extract
 from hubert_plugin.analysis.statistics import UnitStatistics, unit_statistics
+from hubert_plugin.analysis.unsupervised import PairCounts, make_view, persistence
 from hubert_plugin.analysis.utterances import Utterances
 from hubert_plugin.errors import LabelError
-from hubert_plugin.registry import Features, UnitModel, Units
+from hubert_plugin.frames import num_frames
+from hubert_plugin.registry import Features, UnitModel, Units, Waveform
 from hubert_plugin.units.kmeans import KMeansConfig, KMeansFitter
 from hubert_plugin.units.stream import ArrayFeatureStream
 
@@ -63,6 +66,12 @@ class SpaceAnalysis:
     agreement: float | None
     """The mean normalised mutual information of the units of two trials: 1 if they are the same but for their numbers.
     ``None`` if there was one trial only."""
+
+    consistency: float | None = None
+    """The mean view consistency (``unsupervised``) of the trials; ``None`` if it was not measured."""
+
+    persistence: float | None = None
+    """The mean persistence (``unsupervised``) of the trials; ``None`` if it was not measured."""
 
     def mean(self, name: str) -> float | None:
         """Return the mean of a measure of :class:`UnitQuality` over the trials; ``None`` without phone times."""
@@ -118,6 +127,7 @@ def sweep_units(
     num_trials: int = 1,
     seed: int = 0,
     collectors: Sequence[Collector] = (),
+    with_criterion: bool = False,
     progress: ProgressReporter = NOOP_PROGRESS_REPORTER,
 ) -> list[SpaceAnalysis]:
     """Cluster every space with every number of units, and compare the units with phones.
@@ -128,6 +138,7 @@ def sweep_units(
     :param alignment: The phones of ``judge_on``.
     :param kmeans: How k-means is fitted; its ``num_clusters`` is not used.
     :param num_trials: How often k-means is fitted, with the seeds ``seed``, ``seed + 1``, …
+    :param with_criterion: Whether view consistency and persistence are measured (``unsupervised``).
     :returns: By space, in the extractor's order, then by number of units, in the given order.
     :raises UnitModelError: There are more clusters than frames.
     """
@@ -139,12 +150,19 @@ def sweep_units(
 
     units: dict[tuple[str, int, int], list[Units]] = {key: [] for key in unit_models}
 
+    pairs = {key: PairCounts(key[1]) for key in unit_models} if with_criterion else {}
+
     with progress.create_task("judge", total=len(judge_on.indices)) as task:
         for idx in judge_on.indices:
-            features = extract(judge_on.read(idx))
+            waveform = judge_on.read(idx)
+
+            features = extract(waveform)
 
             for key, unit_model in unit_models.items():
                 units[key].append(unit_model.assign(features[key[0]])[0])
+
+            if pairs:
+                _compare_views(waveform, judge_on.ids[idx], extract, unit_models, units, pairs, seed)
 
             for collector in collectors:
                 collector.add(judge_on.ids[idx], features)
@@ -160,9 +178,55 @@ def sweep_units(
 
         trials = [analyze_units(u, ids, k, RATE, alignment) for u in of_trials]
 
-        result.append(SpaceAnalysis(space, k, trials, unit_agreement(of_trials)))
+        analysis = SpaceAnalysis(space, k, trials, unit_agreement(of_trials))
+
+        if with_criterion:
+            analysis = replace(
+                analysis,
+                consistency=_mean([pairs[space, k, trial].information() for trial in range(num_trials)]),
+                persistence=_mean([persistence(u, k) for u in of_trials]),
+            )
+
+        result.append(analysis)
 
     return result
+
+
+def _compare_views(
+    waveform: Waveform,
+    id_: str,
+    extract: Extract,
+    unit_models: Mapping[tuple[str, int, int], UnitModel],
+    units: Mapping[tuple[str, int, int], Sequence[Units]],
+    pairs: Mapping[tuple[str, int, int], PairCounts],
+    seed: int,
+) -> None:
+    """Count which units of an utterance meet which of its other view.
+
+    :param units: The units of the utterance are the last ones.
+    """
+    if num_frames(len(waveform)) == 0:
+        return
+
+    view = make_view(waveform, id_, seed=seed)
+
+    if num_frames(len(view.waveform)) == 0:
+        return
+
+    features = extract(view.waveform)
+
+    for key, unit_model in unit_models.items():
+        here, there = units[key][-1], unit_model.assign(features[key[0]])[0]
+
+        i, j = view.matching_frames(len(here), len(there))
+
+        pairs[key].add(here[i], there[j])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+
+    return float(np.mean(known)) if known else None
 
 
 def fit_spaces(

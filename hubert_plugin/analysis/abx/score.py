@@ -1,7 +1,8 @@
 """The ABX error: how often a token is closer to one of another phone than to one of its own.
 
 In a cell, the error is the share of triples (a, b, x) with d(a, x) > d(b, x), equal distances counting half. Cells are
-averaged over contexts, then over speakers (pairs of speakers), then over ordered pairs of phones, as in ZeroSpeech.
+averaged over contexts (across speakers: over contexts and the speakers of X together), then over the speakers of A and
+B, then over ordered pairs of phones, as libri-light's ``eval_ABX.py`` and fastabx do it for ZeroSpeech.
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ def abx_score(task: AbxTask, frames: Tensor, starts: NDArray[np.int64], lengths:
 
     errors = _cell_errors(task, distances)
 
-    keys = np.array([(c.phone_a, c.phone_b, c.speaker, c.speaker_x) for c in task.cells])
+    keys = np.array([(c.phone_a, c.phone_b, c.speaker) for c in task.cells])
 
-    for columns in (4, 2):  # over contexts; over speakers
+    for columns in (3, 2):  # over contexts and speakers of X; over speakers of A and B
         keys, groups = np.unique(keys[:, :columns], axis=0, return_inverse=True)
 
         groups = groups.ravel()

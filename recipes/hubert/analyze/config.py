@@ -75,10 +75,15 @@ class HubertAnalyzeConfig(Validatable):
     trials: int = 1
     """How often k-means is fitted, with other seeds, to see how much the measures owe to chance."""
 
+    criterion: bool | None = None
+    """Whether view consistency is measured: a criterion that needs no phone times, to choose a layer by. It computes
+    the features of ``split`` a second time, and takes K² numbers of memory for each fit. ``null``: where there are no
+    phone times."""
+
     n_init: int = 3
     """How many initialisations k-means tries. Few, as the measures move by a few thousandths only."""
 
-    max_iter: int = 20
+    max_iter: int = 100
     """The maximum number of passes of k-means."""
 
     seed: int = 0

@@ -74,7 +74,10 @@ def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
     alignment = read_alignments(config.alignment, manifest, default=find_alignment(manifest))
 
     if alignment is None:
-        log.warning("There are no phone times (`alignment.path`): units are not compared with phones.")
+        log.warning(
+            "There are no phone times (`alignment.path`): units are not compared with phones. Layers are compared by "
+            "view consistency, unless `criterion=false`."
+        )
 
     report = AnalysisReport(
         {
@@ -157,12 +160,13 @@ def _analyze_spaces(
         utterances_of(manifest, policy),
         alignment,
         num_clusters=config.num_clusters,
-        kmeans=KMeansConfig(n_init=config.n_init, max_iter=config.max_iter, max_no_improvement=10),
+        kmeans=KMeansConfig(backend="torch", n_init=config.n_init, max_iter=config.max_iter),
         num_trials=config.trials,
         seed=config.seed,
         abx_tasks=abx_tasks,
         segments=segments,
         num_cca_trials=config.cca.trials,
+        with_criterion=alignment is None if config.criterion is None else config.criterion,
         device=device,
         progress=progress,
     )
