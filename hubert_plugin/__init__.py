@@ -19,6 +19,7 @@ if not Path(__file__).with_name("recipes").is_dir() and Path(__file__).parents[1
     __path__.append(str(Path(__file__).parents[1]))
 
 _PUBLIC = {
+    "CtcVocabulary": "hubert_plugin.text.vocabulary",
     "HubertConfig": "hubert_plugin.models.hubert.config",
     "HubertCtcConfig": "hubert_plugin.models.hubert_ctc.config",
     "HubertCtcModel": "hubert_plugin.models.hubert_ctc.model",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from hubert_plugin.registry import register_target_head as register_target_head
     from hubert_plugin.registry import register_task as register_task
     from hubert_plugin.registry import register_unit_model as register_unit_model
+    from hubert_plugin.text.vocabulary import CtcVocabulary as CtcVocabulary
     from hubert_plugin.units.model import load_units as load_units
 
 

@@ -34,6 +34,14 @@ class LabelError(HubertError):
     """A label file or label store does not fit its manifest, audio, dictionary or unit model."""
 
 
+class TextError(HubertError):
+    """Transcripts, a vocabulary or a tokenizer cannot be used, or do not fit together."""
+
+
+class DecodingError(HubertError):
+    """A language model, a lexicon or a decoder's option cannot be used, or does not fit the recogniser."""
+
+
 class UnitModelError(HubertError):
     """A unit model cannot be fitted, read or used."""
 
@@ -56,6 +64,10 @@ class TrainingError(HubertError):
 
 class StorageError(HubertError):
     """A file could not be written (for example: the disk is full); what stood there before is untouched."""
+
+
+class ReportError(HubertError):
+    """The numbers of a report cannot be read, or do not belong together."""
 
 
 def format_problems(head: str, problems: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from fairseq2.recipe.cli import register_cli_error
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
 from hubert_plugin import errors
+from hubert_plugin.criteria.ctc import register_ctc
 from hubert_plugin.criteria.masked_cross_entropy import register_masked_cross_entropy
 from hubert_plugin.data.dataset import register_hubert_dataset_family
 from hubert_plugin.models.export.child import register_process_runner
@@ -29,7 +30,10 @@ from hubert_plugin.models.hubert_ctc.parallel import (
     compile_hubert_ctc,
 )
 from hubert_plugin.models.interop.family import register_hubert_family
+from hubert_plugin.tasks.hubert_ctc import register_hubert_ctc
 from hubert_plugin.tasks.hubert_pretrain import register_hubert_pretrain
+from hubert_plugin.tasks.tri_stage import register_tri_stage_steps
+from hubert_plugin.text.family import register_tokenizers
 from hubert_plugin.units.register import register_units
 
 
@@ -46,6 +50,14 @@ def setup_fairseq2_extension(container: DependencyContainer) -> None:
     register_masked_cross_entropy(container)
 
     register_hubert_pretrain(container)
+
+    register_tokenizers(container)
+
+    register_ctc(container)
+
+    register_hubert_ctc(container)
+
+    register_tri_stage_steps(container)
 
     register_package_assets(container, "hubert_plugin.assets.cards")
 
@@ -102,6 +114,8 @@ def _register_metrics(container: DependencyContainer) -> None:
         MetricDescriptor("masked_accuracy", "Masked Accuracy", 94, format_as_float, higher_better=True),
         MetricDescriptor("unmasked_accuracy", "Unmasked Accuracy", 95, format_as_float, higher_better=True),
         MetricDescriptor("unit_usage", "Unit Usage (perplexity)", 96, format_as_float),
+        MetricDescriptor("cer", "Character Error Rate (CER)", 201, format_as_float),
+        MetricDescriptor("num_symbols", "Symbols", 831, format_as_int),
         MetricDescriptor("num_skipped_updates", "Skipped Updates", 837, format_as_int),
         MetricDescriptor("masked_share", "Masked Share", 820, format_as_percentage),
         MetricDescriptor("num_masked_frames", "Masked Frames", 830, format_as_int),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,6 +69,22 @@ def file_digest(path: Path) -> str:
             digest.update(chunk)
 
     return digest.hexdigest()[:16]
+
+
+def file_stamp(paths: Iterable[Path]) -> str:
+    """Return 16 hexadecimal digits that change with the sizes and times of change of files, which are not read. Where
+    the files lie makes no difference."""
+    stamps = []
+
+    for path in paths:
+        try:
+            status = os.stat(path)
+
+            stamps.append((path.name, status.st_size, status.st_mtime_ns))
+        except OSError:  # whoever reads the file says why it cannot be read
+            stamps.append((path.name, -1, -1))
+
+    return hashlib.sha256(repr(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _storage_error(path: Path, ex: OSError) -> StorageError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -227,7 +227,7 @@ class ComponentSection(SupportsStructure):
     def structure(self, resolver: DependencyResolver) -> None:
         manager = resolver.resolve(ComponentManager)
 
-        config = _without_leftovers(resolver, self.component_kls, self.name, self.config)
+        config = without_leftovers(resolver, self.component_kls, self.name, self.config)
 
         try:
             self.config = manager.structure_component_config(self.component_kls, self.name, config)
@@ -237,7 +237,7 @@ class ComponentSection(SupportsStructure):
             ) from None
 
 
-def _without_leftovers(resolver: DependencyResolver, kls: type, name: str, config: object) -> object:
+def without_leftovers(resolver: DependencyResolver, kls: type, name: str, config: object) -> object:
     """Return ``config`` without the keys that only other components of the interface ``kls`` have.
 
     fairseq2 merges what a YAML file says into the recipe's defaults. Where the file names another component than the
@@ -253,11 +253,16 @@ def _without_leftovers(resolver: DependencyResolver, kls: type, name: str, confi
 
     others = [resolver.resolve(_ComponentEntry, key=k) for k in keys if isinstance(k, tuple) and k[0] is kls]
 
-    known_elsewhere = {f.name for other in others for f in fields(other.config_kls)}
+    known_elsewhere = {name for other in others for name in _field_names(other.config_kls)}
 
-    own = {f.name for f in fields(entry.config_kls)}
+    own = _field_names(entry.config_kls)
 
     return {key: value for key, value in config.items() if key in own or key not in known_elsewhere}
+
+
+def _field_names(kls: type) -> set[str]:
+    # fairseq2 has components without a configuration.
+    return {f.name for f in fields(kls)} if is_dataclass(kls) else set()
 
 
 @dataclass(kw_only=True)

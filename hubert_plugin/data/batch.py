@@ -19,9 +19,37 @@ from typing_extensions import override
 from hubert_plugin import frames
 
 
+class SpeechBatch(SupportsDeviceTransfer):
+    """What all batches have: waveforms, and where they are from."""
+
+    waveforms: Tensor
+
+    num_samples: list[int]
+
+    ids: list[str]
+
+    num_skipped: int
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.num_samples)
+
+    @property
+    def padded(self) -> bool:
+        return min(self.num_samples) != self.waveforms.size(1)
+
+    @property
+    def audio_seconds(self) -> float:
+        return frames.seconds(sum(self.num_samples))
+
+    @property
+    def padded_seconds(self) -> float:
+        return frames.seconds(self.waveforms.numel() - sum(self.num_samples))
+
+
 @final
 @dataclass
-class HubertBatch(SupportsDeviceTransfer):
+class HubertBatch(SpeechBatch):
     """A batch of :class:`~hubert_plugin.models.hubert.model.HubertModel`."""
 
     waveforms: Tensor
@@ -52,28 +80,12 @@ class HubertBatch(SupportsDeviceTransfer):
     """How many utterances of the batch could not be read and were left out."""
 
     @property
-    def num_examples(self) -> int:
-        return len(self.num_samples)
-
-    @property
     def num_masked(self) -> int:
         return self.masked_indices.numel()
 
     @property
     def num_unmasked(self) -> int:
         return self.unmasked_indices.numel()
-
-    @property
-    def padded(self) -> bool:
-        return min(self.num_samples) != self.waveforms.size(1)
-
-    @property
-    def audio_seconds(self) -> float:
-        return frames.seconds(sum(self.num_samples))
-
-    @property
-    def padded_seconds(self) -> float:
-        return frames.seconds(self.waveforms.numel() - sum(self.num_samples))
 
     @override
     def to(self, device: Device, *, non_blocking: bool = False) -> None:

@@ -32,10 +32,11 @@ class BatchConfig(Validatable):
     min_seconds: float = 2.0
     """Shorter utterances are left out (fairseq ``min_sample_size`` 32,000 samples)."""
 
-    length: Literal["bucket", "shortest", "pad"] = "bucket"
+    length: Literal["bucket", "shortest", "pad", "pad_bucket"] = "bucket"
     """``bucket``: cut each utterance to the next lower of a fixed set of lengths: no padding, few shapes, and what is
     cut does not depend on the neighbours. ``shortest``: cut to the shortest of the batch, as fairseq. ``pad``: cut
-    nothing but to ``max_seconds``, pad with zeros."""
+    nothing but to ``max_seconds``, pad with zeros. ``pad_bucket``: likewise, but a batch holds utterances of one bucket
+    in any order, so that batches have new members in every epoch at the price of a little padding."""
 
     bucket_growth: float = 1.08
     """The ratio of neighbouring bucket lengths."""
@@ -122,6 +123,10 @@ def plan_epoch(
         buckets = bucket_lengths(int(lengths.min()), int(lengths.max()), config.bucket_growth)
 
         lengths = buckets[np.searchsorted(buckets, lengths, side="right") - 1]
+    elif config.length == "pad_bucket":
+        buckets = bucket_lengths(int(lengths.min()), int(lengths.max()), config.bucket_growth)
+
+        lengths = buckets[np.searchsorted(buckets, lengths)]
 
     # Ties are broken at random (fairseq ``ordered_indices``), so batches have new members in every epoch.
     tie = np.arange(usable.size) if rng is None else rng.permutation(usable.size)
@@ -150,7 +155,7 @@ def plan_epoch(
         if config.length == "bucket":
             end = min(end, start + int(np.searchsorted(-lengths[start:end], -width, side="right")))
 
-        cut = None if config.length == "pad" else int(lengths[end - 1])
+        cut = None if config.length in ("pad", "pad_bucket") else int(lengths[end - 1])
 
         batches.append(PlannedBatch(usable[start:end], cut))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import final
+from typing import Generic, Protocol, final
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ from fairseq2.data.data_pipeline import DataPipeline, DataPipelineError, read_se
 from fairseq2.datasets import DataReader, DataReadError
 from fairseq2.gang import Gangs, all_sum
 from numpy.typing import NDArray
-from typing_extensions import Self, override
+from typing_extensions import Self, TypeVar, override
 
-from hubert_plugin.data.batch import HubertBatch
-from hubert_plugin.data.loader import BatchLoader
+from hubert_plugin.data.batch import HubertBatch, SpeechBatch
 from hubert_plugin.data.plan import BatchConfig, PlannedBatch, plan_epoch
 from hubert_plugin.errors import HubertError
 
@@ -28,8 +27,20 @@ NUM_RANKS_KEY = "num_ranks"
 """Where the state of a reader says how many ranks read the data when it was saved."""
 
 
+BatchT = TypeVar("BatchT", bound=SpeechBatch, default=HubertBatch)
+
+BatchT_co = TypeVar("BatchT_co", bound=SpeechBatch, covariant=True)
+
+
+class LoadsBatches(Protocol[BatchT_co]):
+    """Turns planned batches into tensors."""
+
+    def load(self, batch: PlannedBatch, epoch: int) -> BatchT_co | None:
+        """Return the batch, or ``None`` where no utterance of it could be read."""
+
+
 @final
-class HubertDataReader(DataReader[HubertBatch]):
+class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
     """Reads the batches of one split.
 
     An epoch's batches are planned anew from (seed, epoch), and rank r of W takes batches r, r + W, …; so its whole
@@ -39,7 +50,7 @@ class HubertDataReader(DataReader[HubertBatch]):
 
     def __init__(
         self,
-        loader: BatchLoader,
+        loader: LoadsBatches[BatchT],
         num_frames: NDArray[np.int64],
         usable: NDArray[np.int64],
         batching: BatchConfig,
@@ -71,7 +82,7 @@ class HubertDataReader(DataReader[HubertBatch]):
         self._epoch = 1 if shuffle else 0
         self._position = 0
         self._eod = False
-        self._iterator: Iterator[tuple[int, HubertBatch | int]] | None = None
+        self._iterator: Iterator[tuple[int, BatchT | int]] | None = None
         self._pipeline: DataPipeline | None = None
 
         self._wait_seconds = 0.0
@@ -113,13 +124,13 @@ class HubertDataReader(DataReader[HubertBatch]):
         return self
 
     @override
-    def __next__(self) -> list[HubertBatch]:
+    def __next__(self) -> list[BatchT]:
         if self._eod:
             raise StopIteration()
 
         start = time.perf_counter()
 
-        batches: list[HubertBatch] = []
+        batches: list[BatchT] = []
 
         while len(batches) < self._num_accumulate:
             batch = self._next_batch()
@@ -145,7 +156,7 @@ class HubertDataReader(DataReader[HubertBatch]):
 
         return batches
 
-    def _next_batch(self) -> HubertBatch | None:
+    def _next_batch(self) -> BatchT | None:
         if self._iterator is None:
             self._iterator = self._open()
 
@@ -170,10 +181,10 @@ class HubertDataReader(DataReader[HubertBatch]):
 
             return batch
 
-    def _open(self) -> Iterator[tuple[int, HubertBatch | int]]:
+    def _open(self) -> Iterator[tuple[int, BatchT | int]]:
         plan, epoch, loader = self.plan(), self._epoch, self._loader
 
-        def load(position: int) -> tuple[int, HubertBatch | int]:
+        def load(position: int) -> tuple[int, BatchT | int]:
             _compute_alone()
 
             batch = loader.load(plan[position], epoch)

@@ -9,7 +9,7 @@ from fairseq2.logging import log
 from fairseq2.recipe.config import TrainerSection
 
 from hubert_plugin.errors import ConfigError
-from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTaskConfig
+from hubert_plugin.tasks.batching import BatchingTaskConfig
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def apply_global_batch(task_config: object, section: TrainerSection, world_size:
 
     :raises ConfigError: It cannot be met, or accumulation was set, too.
     """
-    if not isinstance(task_config, HubertPretrainTaskConfig) or task_config.global_batch_seconds is None:
+    if not isinstance(task_config, BatchingTaskConfig) or task_config.global_batch_seconds is None:
         return
 
     batching, accumulation = task_config.batching, section.grad_accumulation

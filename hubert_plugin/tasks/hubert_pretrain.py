@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -13,23 +13,21 @@ from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
-from fairseq2.utils.progress import ProgressReporter, ProgressTask
+from fairseq2.utils.progress import ProgressReporter
 from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from hubert_plugin import frames
 from hubert_plugin.audio import read_waveform
 from hubert_plugin.data.dataset import HubertDataset, HubertDatasetSection
-from hubert_plugin.data.labels import LabelSet, open_labels
+from hubert_plugin.data.labels import LabelSet
 from hubert_plugin.data.loader import BatchLoader, LabelReader
-from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.data.masks import MaskConfig
 from hubert_plugin.data.plan import BatchConfig, max_frames, usable_utterances
 from hubert_plugin.data.reader import HubertDataReader
-from hubert_plugin.demo import ensure_demo_corpus
-from hubert_plugin.errors import LabelError, ManifestError
+from hubert_plugin.errors import ManifestError
 from hubert_plugin.registry import FeatureSource, HubertTask, LabelSetSpec, create_component, register_task
+from hubert_plugin.tasks.pretrain_data import LabelledSplit, open_pretrain_data
 
 HUBERT_PRETRAIN: Final = "hubert_pretrain"
 
@@ -86,13 +84,6 @@ class PretrainReaders:
     valid: HubertDataReader | None
 
 
-@dataclass
-class _Split:
-    manifest: Manifest
-    labels: list[LabelSet]
-    num_frames: NDArray[np.int64]
-
-
 @final
 class HubertPretrainTask(HubertTask):
     """Audio by manifest, one or more label sets, batches of crops with masks."""
@@ -118,7 +109,7 @@ class HubertPretrainTask(HubertTask):
         self._create_feature_source = create_feature_source
         self._seed = seed
         self._reporter = reporter
-        self._splits: dict[str, _Split] | None = None
+        self._splits: dict[str, LabelledSplit] | None = None
 
         self.manifest_dir: Path = Path()
         """The folder of the manifests, known once the label sets are."""
@@ -129,115 +120,17 @@ class HubertPretrainTask(HubertTask):
 
         return [labels.spec for labels in train.labels]
 
-    def split(self, name: str) -> _Split:
+    def split(self, name: str) -> LabelledSplit:
         """Return manifest and labels of a split."""
         return self._open()[name]
 
-    def _open(self) -> dict[str, _Split]:
-        if self._splits is not None:
-            return self._splits
+    def _open(self) -> dict[str, LabelledSplit]:
+        if self._splits is None:
+            self.manifest_dir, self._splits = open_pretrain_data(
+                self._section, self.dataset, self._gangs, self._create_feature_source, reporter=self._reporter
+            )
 
-        section = self._section
-
-        names = [section.train_split]
-
-        if section.valid_split is not None:
-            names.append(section.valid_split)
-
-        self.manifest_dir, label_dir, label_names = self._prepare(names)
-
-        splits = {}
-
-        for name in names:
-            manifest = read_manifest(self.manifest_dir, name)
-
-            labels = [
-                open_labels(label_dir, name, label_name, manifest, rate=section.label_rates.get(label_name))
-                for label_name in label_names
-            ]
-
-            splits[name] = _Split(manifest, labels, _labelled_frames(manifest, labels))
-
-        self._check_splits_agree(splits)
-
-        self._splits = splits
-
-        return splits
-
-    def _prepare(self, splits: Sequence[str]) -> tuple[Path, Path, list[str]]:
-        """Make corpus and labels where they are asked for and missing: rank 0 works, the others wait."""
-        section = self._section
-
-        is_first = self._gangs.root.rank == 0
-
-        if self.dataset.demo:
-            if is_first:
-                with self._reporter:
-                    ensure_demo_corpus(section.demo, progress=_ProgressBar(self._reporter, "corpus"))
-
-            self._gangs.root.barrier()
-
-            # In the cache by now.
-            manifest_dir = ensure_demo_corpus(section.demo)
-        else:
-            manifest_dir = self.dataset.manifest_dir()
-
-        names = list(section.labels or self.dataset.config.labels)
-
-        if names:
-            label_dir = section.label_dir or self.dataset.config.label_dir or manifest_dir
-
-            return manifest_dir, Path(label_dir).expanduser(), names
-
-        from hubert_plugin.units.prepare import ensure_labels
-
-        making = section.label_making
-
-        name = "km"
-
-        label_dir = manifest_dir / "labels" / f"{making.features.name}_k{making.num_clusters}_seed{making.seed}"
-
-        if is_first:
-            with self._reporter:
-                ensure_labels(
-                    manifest_dir,
-                    splits,
-                    label_dir=label_dir,
-                    name=name,
-                    feature_source=self._create_feature_source(),
-                    num_clusters=making.num_clusters,
-                    max_frames=making.max_frames,
-                    seed=making.seed,
-                    audio_policy=section.audio_policy(normalize=False),
-                    progress=self._reporter,
-                )
-
-        self._gangs.root.barrier()
-
-        return manifest_dir, label_dir, [name]
-
-    def _check_splits_agree(self, splits: dict[str, _Split]) -> None:
-        train = splits[self._section.train_split]
-
-        for name, split in splits.items():
-            for ours, theirs in zip(train.labels, split.labels, strict=True):
-                if ours.spec != theirs.spec:
-                    raise LabelError(
-                        f"The label set '{ours.spec.name}' has {ours.spec.size} units at {ours.spec.rate} Hz in "
-                        f"the split "
-                        f"'{self._section.train_split}', but {theirs.spec.size} at {theirs.spec.rate} Hz in '{name}'. "
-                        "Label both splits with one unit model."
-                    )
-
-                made_by = [(labels.provenance or {}).get("unit_model_fingerprint") for labels in (ours, theirs)]
-
-                if None not in made_by and made_by[0] != made_by[1]:
-                    # Unit 7 of one k-means has nothing to do with unit 7 of another (FACTS, trap T32).
-                    raise LabelError(
-                        f"The labels '{ours.spec.name}' come from the unit model {made_by[0]} in the split "
-                        f"'{self._section.train_split}', but from {made_by[1]} in '{name}'. Label both splits with one "
-                        "unit model."
-                    )
+        return self._splits
 
     def create_readers(self, *, normalize_audio: bool = False, num_accumulate: int = 1) -> PretrainReaders:  # type: ignore[override]
         """Return the readers.
@@ -282,8 +175,6 @@ class HubertPretrainTask(HubertTask):
         batching = config.batching
 
         if not shuffle and config.valid_batch_seconds is not None:
-            from dataclasses import replace
-
             batching = replace(batching, batch_seconds=config.valid_batch_seconds)
 
         usable = usable_utterances(manifest.sizes, batching)
@@ -334,42 +225,8 @@ class HubertPretrainTask(HubertTask):
             )
 
 
-class _ProgressBar:
-    """A progress callback ``(done, total)`` that draws fairseq2's progress bar."""
-
-    def __init__(self, reporter: ProgressReporter, name: str) -> None:
-        self._reporter = reporter
-        self._name = name
-        self._task: ProgressTask | None = None
-        self._done = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._done >= total:
-            return
-
-        if self._task is None:
-            self._task = self._reporter.create_task(self._name, total)
-
-        self._task.step(done - self._done)
-
-        self._done = done
-
-        if done >= total:
-            self._task.close()
-
-
 def _units_of(labels: LabelSet, idx: int) -> NDArray[np.int32]:
     return labels[idx]
-
-
-def _labelled_frames(manifest: Manifest, labels: Sequence[LabelSet]) -> NDArray[np.int64]:
-    """Return how many frames of each utterance have audio and a label in every set. *Shape:* (utterances,)."""
-    num_frames = np.maximum((manifest.sizes - frames.RECEPTIVE_FIELD) // frames.STRIDE + 1, 0)
-
-    for label_set in labels:
-        num_frames = np.minimum(num_frames, label_set.num_frames())
-
-    return num_frames
 
 
 def register_hubert_pretrain(container: DependencyContainer) -> None:

@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from hubert_plugin.criteria.steps import TrainStep
-from hubert_plugin.data.batch import HubertBatch
+from hubert_plugin.data.batch import SpeechBatch
 from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, TrainingError, format_problems
 from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 
 _MAX_NAMED: Final = MAX_SHOWN_PROBLEMS
 
@@ -56,9 +57,16 @@ def trains_in_float16(trainer: TrainerSection, model: ModelSection) -> bool:
 
 
 def guard_updates(
-    section: NonFiniteSection, module: Module, base_model: HubertModel, gangs: Gangs, step: TrainStep
+    section: NonFiniteSection,
+    module: Module,
+    base_model: HubertModel | HubertCtcModel,
+    gangs: Gangs,
+    step: TrainStep,
 ) -> None:
-    """Let updates of ``module`` that are not finite be skipped. Call before the trainer is created."""
+    """Let updates of ``module`` that are not finite be skipped. Call before the trainer is created.
+
+    :param module: What is trained: ``base_model``, or its data-parallel wrapper.
+    """
     if section.max_in_a_row is None:
         return
 
@@ -79,14 +87,14 @@ class NonFiniteGuard(DataParallelFacade):
         self,
         inner: DataParallelFacade,
         module: Module,
-        base_model: HubertModel,
+        base_model: HubertModel | HubertCtcModel,
         gangs: Gangs,
         step: TrainStep,
         max_in_a_row: int,
     ) -> None:
         self._inner = inner
         self._params = list(module.parameters())
-        self._base_model = base_model
+        self._encoder = base_model if isinstance(base_model, HubertModel) else base_model.hubert
         self._can_encode = module is base_model or isinstance(module, DistributedDataParallel)
         self._gang = gangs.dp
         self._step = step
@@ -178,21 +186,21 @@ class NonFiniteGuard(DataParallelFacade):
     def _find_poisoned(self, batch: object) -> list[str]:
         """Return the utterances of a batch whose features are not finite; none where that cannot be told."""
         # A sharded model cannot be asked by one rank alone.
-        if not isinstance(batch, HubertBatch) or not self._can_encode:
+        if not isinstance(batch, SpeechBatch) or not self._can_encode:
             return []
 
-        was_training = self._base_model.training
+        was_training = self._encoder.training
 
-        self._base_model.eval()
+        self._encoder.eval()
 
         try:
             return [
                 name
                 for name, row, length in zip(batch.ids, batch.waveforms, batch.num_samples, strict=True)
-                if not self._base_model.encode(row[None, :length]).output.isfinite().all()
+                if not self._encoder.encode(row[None, :length]).output.isfinite().all()
             ]
         finally:
-            self._base_model.train(was_training)
+            self._encoder.train(was_training)
 
     @override
     def state_dict(self) -> dict[str, object]:

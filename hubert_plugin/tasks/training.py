@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from hubert_plugin import frames
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
-from hubert_plugin.data.batch import HubertBatch
+from hubert_plugin.data.batch import SpeechBatch
 from hubert_plugin.errors import HubertError, StorageError, TrainingError
-from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTaskConfig
+from hubert_plugin.tasks.batching import BatchingTaskConfig
 
 
 class Report(Protocol):
@@ -108,7 +108,7 @@ def describe_memory_error(
 
     text = f"The memory of the device was not enough in {when}"
 
-    if isinstance(batch, HubertBatch):
+    if isinstance(batch, SpeechBatch):
         num_rows, width = batch.waveforms.shape
 
         text += (
@@ -118,7 +118,7 @@ def describe_memory_error(
 
     remedies = []
 
-    if isinstance(task_config, HubertPretrainTaskConfig):
+    if isinstance(task_config, BatchingTaskConfig):
         key, seconds = "batching.batch_seconds", task_config.batching.batch_seconds
 
         if validating and task_config.valid_batch_seconds is not None:

@@ -28,6 +28,7 @@ from hubert_plugin.models.export.parity import (
 from hubert_plugin.models.export.source import load_source
 from hubert_plugin.models.export.torchaudio import save_torchaudio, torchaudio_outputs
 from hubert_plugin.models.hubert.config import HubertConfig
+from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.interop.keys import AnyConfig
 from hubert_plugin.models.interop.torchaudio import export_torchaudio_kwargs
 from hubert_plugin.registry import unknown_name_error
@@ -150,6 +151,12 @@ def export_loaded(
     state_dict = {key: value.detach() for key, value in model.state_dict().items()}
 
     notes: list[str] = []
+
+    if isinstance(config, HubertCtcConfig) and config.layer_pooling != "last":
+        raise CheckpointError(
+            f"The format '{format}' has no place for a weighted sum of layers, which this recogniser reads "
+            "(`layer_pooling: weighted`, a probe). Export its encoder alone, or fine-tune without it."
+        )
 
     if isinstance(config, HubertConfig) and config.heads:
         config, state_dict = _select_heads(config, state_dict, format, heads, notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from fairseq2.runtime.config_registry import AdvancedConfigProvider, ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
@@ -32,6 +32,14 @@ class HubertCtcConfig(Validatable):
     blank: int = 0
     """The index of the blank (fairseq ``<s>``, Transformers ``pad_token_id``)."""
 
+    symbol_scores: list[float] = field(default_factory=list)
+    """Log-probabilities of SentencePiece's pieces, by which words are spelled; empty: letters, or not known."""
+
+    layer_pooling: Literal["last", "weighted"] = "last"
+    """What the output layer reads. ``last``: the encoder's output. ``weighted``: the sum of all layers, layer 0 (the
+    input of the first) included, weighted with a softmax of learned weights that start equal (SUPERB, arXiv:2105.01051,
+    section 3.2): for probing a frozen encoder. No other format has a place for the weights."""
+
     final_dropout_p: float = 0.0
     """The dropout probability on the output of the encoder."""
 
@@ -52,6 +60,15 @@ class HubertCtcConfig(Validatable):
             result.add_error(
                 f"`symbols` must name all {self.vocab_size} outputs of `vocab_size`, but names {len(self.symbols)}."
             )
+
+        if self.symbol_scores and len(self.symbol_scores) != self.vocab_size:
+            result.add_error(
+                f"`symbol_scores` must be {self.vocab_size} numbers, one for each output, but are "
+                f"{len(self.symbol_scores)}."
+            )
+
+        if self.layer_pooling not in ("last", "weighted"):
+            result.add_error(f"`layer_pooling` must be 'last' or 'weighted', but is '{self.layer_pooling}' instead.")
 
         if len(set(self.symbols)) != len(self.symbols):
             result.add_error("`symbols` must name each symbol only once.")

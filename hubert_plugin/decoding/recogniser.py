@@ -1,0 +1,64 @@
+"""What a recogniser's outputs mean, and which recogniser it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubert_plugin.errors import DecodingError
+from hubert_plugin.text.symbols import FAIRSEQ_SPECIALS, NAMED_SYMBOLS
+from hubert_plugin.text.vocabulary import CtcVocabulary
+
+if TYPE_CHECKING:
+    from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+
+
+def vocabulary_of(model: HubertCtcModel, symbols: str = "") -> CtcVocabulary:
+    """Return what the outputs of a recogniser mean.
+
+    :param symbols: A file with a symbol in each line (fairseq's ``dict.ltr.txt``: with a count behind it, and without
+        the four special symbols), or the name of a well-known set; empty: what the checkpoint says.
+    :raises TextError: The checkpoint says nothing, or there is no such set or one of another size.
+    :raises DecodingError: The file cannot be read, or does not fit.
+    """
+    config = model.config
+
+    if not symbols:
+        return CtcVocabulary.of_config(config)
+
+    if symbols in NAMED_SYMBOLS or not Path(symbols).expanduser().exists():
+        return CtcVocabulary.named(symbols, config.vocab_size)
+
+    return _read_symbols(Path(symbols).expanduser(), config.vocab_size, config.blank)
+
+
+def _read_symbols(path: Path, size: int, blank: int) -> CtcVocabulary:
+    try:
+        found = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as ex:
+        raise DecodingError(f"The symbols '{path}' cannot be read: {ex}.") from ex
+
+    # fairseq's dictionaries leave out the symbols that all have.
+    if len(found) == size - len(FAIRSEQ_SPECIALS):
+        found = [*FAIRSEQ_SPECIALS, *found]
+
+    if len(found) != size:
+        raise DecodingError(
+            f"'{path}' names {len(found)} symbols, but the checkpoint has {size} outputs: it is the vocabulary of "
+            "another recogniser."
+        )
+
+    return CtcVocabulary(tuple(found), blank)
+
+
+def fingerprint_of(model: HubertCtcModel) -> str:
+    """Return 16 hexadecimal digits that stand for a recogniser: its configuration and its output layer."""
+    digest = sha256(json.dumps(asdict(model.config), sort_keys=True, default=str).encode())
+
+    for param in model.final_proj.parameters():
+        digest.update(param.detach().float().cpu().numpy().tobytes())
+
+    return digest.hexdigest()[:16]

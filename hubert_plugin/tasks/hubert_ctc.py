@@ -1,0 +1,380 @@
+"""The task ``hubert_ctc``: opens and checks audio and transcripts, spells them, makes the readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+from fairseq2.gang import Gangs
+from fairseq2.logging import log
+from fairseq2.recipe.base import RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.progress import ProgressReporter
+from fairseq2.utils.validation import Validatable, ValidationResult
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from hubert_plugin import frames
+from hubert_plugin.audio import read_waveform
+from hubert_plugin.data.ctc_batch import CtcBatch
+from hubert_plugin.data.ctc_dataset import HubertCtcDatasetSection
+from hubert_plugin.data.ctc_loader import CtcLoader, CtcMaskConfig
+from hubert_plugin.data.ctc_text import SplitTexts, prepare_texts
+from hubert_plugin.data.dataset import HubertDataset
+from hubert_plugin.data.manifest import Manifest, read_manifest
+from hubert_plugin.data.plan import BatchConfig, usable_utterances
+from hubert_plugin.data.reader import HubertDataReader
+from hubert_plugin.data.subset import draw_minutes
+from hubert_plugin.data.transcripts import Transcripts, read_transcripts
+from hubert_plugin.errors import ConfigError, ManifestError
+from hubert_plugin.registry import HubertTask, LabelSetSpec, register_task
+from hubert_plugin.tasks.demo_corpus import make_demo_corpus
+from hubert_plugin.text.normalization import TextConfig, normalize_text
+from hubert_plugin.text.tokenizer import CtcTokenizer
+
+HUBERT_CTC: Final = "hubert_ctc"
+
+
+def _default_batching() -> BatchConfig:
+    # FACTS 1.5: 3.2M samples on a GPU; nothing is cut.
+    return BatchConfig(batch_seconds=200.0, max_seconds=40.0, min_seconds=0.025, length="pad_bucket")
+
+
+@dataclass(kw_only=True)
+class HubertCtcTaskConfig(Validatable):
+    """How audio is put into batches and masked, and how transcripts are normalised."""
+
+    batching: BatchConfig = field(default_factory=_default_batching)
+    """Batches of the training split. Nothing is cut: utterances longer than ``max_seconds`` are left out."""
+
+    mask: CtcMaskConfig = field(default_factory=CtcMaskConfig)
+    """What is masked in training."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    """How transcripts are normalised before they are spelled."""
+
+    global_batch_seconds: float | None = None
+    """The seconds of audio of an update over all ranks and accumulated batches. Ranks share it out in equal batches of
+    at most ``batching.batch_seconds``; ``trainer.grad_accumulation.num_batches`` follows from it. ``None``: ranks times
+    ``trainer.grad_accumulation.num_batches`` times ``batching.batch_seconds``."""
+
+    valid_batch_seconds: float | None = None
+    """The seconds of audio of a validation batch. ``None``: as in training."""
+
+    max_valid_batches: int | None = None
+    """If set, validation stops after this many batches (over all ranks)."""
+
+    num_workers: int = 2
+    """The number of batches that are read in parallel."""
+
+    num_prefetch: int = 4
+    """The number of batches that are kept ready."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.batching.length not in ("pad", "pad_bucket"):
+            result.add_error(
+                f"`batching.length` must be 'pad' or 'pad_bucket', not '{self.batching.length}': audio that is cut no "
+                "longer fits its transcript."
+            )
+
+        if self.num_workers < 1:
+            result.add_error(f"`num_workers` must be greater than or equal to 1, but is {self.num_workers} instead.")
+
+        if self.global_batch_seconds is not None and self.global_batch_seconds <= 0.0:
+            result.add_error(
+                f"`global_batch_seconds` must be greater than 0, but is {self.global_batch_seconds} instead."
+            )
+
+        if self.num_prefetch < 0:
+            result.add_error(f"`num_prefetch` must not be negative, but is {self.num_prefetch} instead.")
+
+        return result
+
+
+@dataclass
+class CtcReaders:
+    """The readers of a training run."""
+
+    train: HubertDataReader[CtcBatch]
+    valid: HubertDataReader[CtcBatch] | None
+
+
+@dataclass
+class _Split:
+    manifest: Manifest
+
+    transcripts: Transcripts
+
+    candidates: NDArray[np.int64]
+    """The positions that take part if their transcripts can be used."""
+
+    batching: BatchConfig
+
+    texts: SplitTexts | None = None
+
+
+@final
+class HubertCtcTask(HubertTask):
+    """Audio by manifest, transcripts, batches of whole utterances with masks."""
+
+    def __init__(
+        self,
+        config: HubertCtcTaskConfig,
+        section: HubertCtcDatasetSection,
+        dataset: HubertDataset,
+        gangs: Gangs,
+        *,
+        seed: int,
+        reporter: ProgressReporter,
+    ) -> None:
+        self._config = config
+        self._section = section
+        self.dataset = dataset
+        self._gangs = gangs
+        self._seed = seed
+        self._reporter = reporter
+        self._splits: dict[str, _Split] | None = None
+
+        self.manifest_dir: Path = Path()
+        """The folder of the manifests, known once the data is open."""
+
+    @override
+    def label_sets(self) -> Sequence[LabelSetSpec]:
+        """Recognition has no label sets."""
+        return []
+
+    def training_texts(self) -> list[str]:
+        """Return the normalised transcripts that are trained on; empty ones are left out."""
+        split = self._open()[self._section.train_split]
+
+        texts = (normalize_text(split.transcripts.texts[i], self._config.text) for i in split.candidates.tolist())
+
+        return [t for t in texts if t]
+
+    def spell(self, tokenizer: CtcTokenizer) -> None:
+        """Spell all transcripts. Call before the readers are created.
+
+        :raises TextError: Transcripts cannot be used, and the policies do not say to leave them out.
+        """
+        for split in self._open().values():
+            split.texts = prepare_texts(
+                split.manifest,
+                split.transcripts,
+                tokenizer,
+                self._config.text,
+                candidates=split.candidates,
+                on_bad_text=self._section.on_bad_text,  # type: ignore[arg-type]
+                on_long_text=self._section.on_long_text,  # type: ignore[arg-type]
+            )
+
+    def describe_data(self) -> dict[str, dict[str, object]]:
+        """Return the number of utterances, hours and what is left out, by split."""
+        result: dict[str, dict[str, object]] = {}
+
+        for name, split in self._open().items():
+            assert split.texts is not None
+
+            usable = split.texts.usable
+
+            result[name] = {
+                "num_utterances": int(usable.size),
+                "minutes": frames.seconds(int(split.manifest.sizes[usable].sum())) / 60,
+                "left_out": dict(split.texts.num_skipped),
+            }
+
+        return result
+
+    def _open(self) -> dict[str, _Split]:
+        if self._splits is not None:
+            return self._splits
+
+        section, config = self._section, self._config
+
+        if self.dataset.demo:
+            self.manifest_dir = make_demo_corpus(section.demo, self._gangs, self._reporter)
+        else:
+            self.manifest_dir = self.dataset.manifest_dir()
+
+        splits = {}
+
+        for name in filter(None, (section.train_split, section.valid_split)):
+            manifest = read_manifest(self.manifest_dir, name)
+
+            transcripts = read_transcripts(manifest, section.transcripts)
+
+            if name == section.train_split:
+                batching = config.batching
+
+                candidates = self._choose(manifest)
+            else:
+                # Nothing is left out: that would flatter the error rate.
+                batching = _batching_of_all(manifest, config)
+
+                candidates = np.arange(len(manifest))
+
+            splits[name] = _Split(manifest, transcripts, candidates, batching)
+
+        self._splits = splits
+
+        return splits
+
+    def _choose(self, manifest: Manifest) -> NDArray[np.int64]:
+        """Return the utterances that are trained on, if their transcripts can be used."""
+        section, batching = self._section, self._config.batching
+
+        candidates = usable_utterances(manifest.sizes, batching)
+
+        candidates = candidates[manifest.sizes[candidates] <= batching.max_seconds * frames.SAMPLE_RATE]
+
+        if candidates.size < len(manifest):
+            log.info(
+                "Split {}: {} of {} utterances take part; the others are shorter than {:g} or longer than {:g} s.",
+                manifest.split, candidates.size, len(manifest), batching.min_seconds, batching.max_seconds,
+            )  # fmt: skip
+
+        if section.train_minutes is None:
+            return candidates
+
+        drawn = draw_minutes(manifest, candidates, section.train_minutes, section.subset_seed)
+
+        log.info(
+            "Split {}: {} utterances ({:.4g} min) were drawn with the seed {}.",
+            manifest.split, drawn.size, frames.seconds(int(manifest.sizes[drawn].sum())) / 60, section.subset_seed,
+        )  # fmt: skip
+
+        return drawn
+
+    @override
+    def create_readers(
+        self, *, normalize_audio: bool = False, num_accumulate: int = 1, model_dim: int = 768
+    ) -> CtcReaders:
+        """Return the readers.
+
+        :param normalize_audio: Whether the model expects normalised waveforms.
+        :param num_accumulate: The number of batches of an update.
+        :param model_dim: The number of channels, of which some are masked.
+        :raises ManifestError: There are too few utterances.
+        """
+        section = self._section
+
+        train = self._create_reader(section.train_split, normalize_audio, num_accumulate, model_dim)
+
+        self._check_enough(train, num_accumulate)
+
+        if section.valid_split is None:
+            return CtcReaders(train, None)
+
+        valid = self._create_reader(section.valid_split, normalize_audio, 1, model_dim)
+
+        if not valid.has_batches():
+            raise ManifestError(
+                f"The split '{section.valid_split}' of '{self.manifest_dir}' has no utterance whose transcript can be "
+                "used. Train without validation (`dataset.valid_split=null regime.score_metric=null`), or add some."
+            )
+
+        return CtcReaders(train, valid)
+
+    def _create_reader(
+        self, name: str, normalize_audio: bool, num_accumulate: int, model_dim: int
+    ) -> HubertDataReader[CtcBatch]:
+        config, section, split = self._config, self._section, self._open()[name]
+
+        assert split.texts is not None, "`spell()` comes first"
+
+        manifest, is_train = split.manifest, name == section.train_split
+
+        policy = section.audio_policy(normalize=normalize_audio)
+
+        def read(idx: int) -> NDArray[np.float32]:
+            return read_waveform(manifest.root, manifest.ids[idx], policy, expected_samples=int(manifest.sizes[idx]))
+
+        loader = CtcLoader(
+            manifest.ids,
+            split.texts,
+            read,
+            mask=config.mask if is_train else None,
+            model_dim=model_dim,
+            seed=self._seed,
+            on_bad_audio=section.on_bad_audio,  # type: ignore[arg-type]
+        )
+
+        return HubertDataReader(
+            loader,
+            np.maximum((manifest.sizes - frames.RECEPTIVE_FIELD) // frames.STRIDE + 1, 0),
+            split.texts.usable,
+            split.batching,
+            self._gangs,
+            seed=self._seed,
+            shuffle=is_train,
+            num_accumulate=num_accumulate,
+            num_workers=config.num_workers,
+            num_prefetch=config.num_prefetch,
+            max_num_batches=None if is_train else config.max_valid_batches,
+        )
+
+    def _check_enough(self, reader: HubertDataReader[CtcBatch], num_accumulate: int) -> None:
+        num_batches = len(reader.plan())
+
+        if num_batches >= num_accumulate:
+            return
+
+        split = self._open()[self._section.train_split]
+
+        assert split.texts is not None
+
+        minutes = frames.seconds(int(split.manifest.sizes[split.texts.usable].sum())) / 60
+
+        raise ManifestError(
+            f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields {num_batches} batches a rank and "
+            f"epoch, but an update needs {num_accumulate}: {split.texts.usable.size} utterances ({minutes:.3g} min) "
+            f"take part, in batches of {self._config.batching.batch_seconds:g} s. Lower `task.config.batching"
+            ".batch_seconds`, `task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches`, or add "
+            "audio."
+        )
+
+
+def _batching_of_all(manifest: Manifest, config: HubertCtcTaskConfig) -> BatchConfig:
+    """Return the batching of validation, which no utterance is too short or too long for."""
+    # A sample more, lest rounding cuts the longest.
+    longest = frames.seconds(int(manifest.sizes.max()) + 1)
+
+    seconds = config.valid_batch_seconds or config.batching.batch_seconds
+
+    return replace(
+        config.batching,
+        min_seconds=frames.seconds(frames.RECEPTIVE_FIELD),
+        max_seconds=longest,
+        batch_seconds=max(seconds, longest),
+    )
+
+
+def register_hubert_ctc(container: DependencyContainer) -> None:
+    """Register the task under ``hubert_ctc``."""
+
+    def create(resolver: DependencyResolver, config: HubertCtcTaskConfig) -> object:
+        def build(context: RecipeContext, section: HubertCtcDatasetSection, seed: int) -> HubertTask:
+            if not isinstance(section, HubertCtcDatasetSection):
+                raise ConfigError(
+                    f"The task '{HUBERT_CTC}' needs transcripts, which this recipe has no section for. Use "
+                    "`fairseq2 recipe hubert finetune`."
+                )
+
+            if section.manifest_dir is not None:
+                # A folder takes the place of a card.
+                section.name = None
+
+                section.config_overrides = {"manifest_dir": str(section.manifest_dir)}
+
+            dataset = context.get_dataset_as(HubertDataset)
+
+            return HubertCtcTask(config, section, dataset, context.gangs, seed=seed, reporter=context.progress_reporter)
+
+        return build
+
+    register_task(container, HUBERT_CTC, HubertCtcTaskConfig, create)

@@ -1,0 +1,95 @@
+"""The tri-stage schedule by numbers of updates: fairseq2's own, whose stages may be longer than the training.
+
+fairseq2's ``tri_stage`` divides ``regime.num_steps`` by ratios. fairseq's ``base_10h.yaml`` says 8,000 and 72,000
+updates and stops after 25,000 of them (FACTS 1.5), which ratios cannot say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fairseq2.optim.lr_schedulers import LRScheduler, TriStageLR
+from fairseq2.recipe.component import register_component
+from fairseq2.recipe.config import LRSchedulerSection
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from hubert_plugin.registry import without_leftovers
+
+TRI_STAGE_STEPS: Final = "tri_stage_steps"
+
+
+@dataclass(kw_only=True)
+class TriStageStepsConfig(Validatable):
+    """Holds the configuration of the schedule ``tri_stage_steps``."""
+
+    num_warmup_steps: int = 8000
+    """The updates in which the learning rate rises to its highest value, linearly."""
+
+    num_hold_steps: int = 0
+    """The updates in which it stays there."""
+
+    num_decay_steps: int = 72000
+    """The updates in which it falls to its final value, exponentially."""
+
+    start_lr_scale: float = 0.01
+    """The learning rate of the first update, as a share of the highest."""
+
+    final_lr_scale: float = 0.05
+    """The final learning rate, as a share of the highest."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        for name in ("num_warmup_steps", "num_hold_steps", "num_decay_steps"):
+            if getattr(self, name) < 0:
+                result.add_error(f"`{name}` must not be negative, but is {getattr(self, name)} instead.")
+
+        if self.num_warmup_steps + self.num_hold_steps + self.num_decay_steps < 1:
+            result.add_error("The three stages must have at least one update together.")
+
+        return result
+
+
+@dataclass(kw_only=True)
+class HubertLRSchedulerSection(LRSchedulerSection):
+    """Selects a schedule: one of fairseq2's, or ``tri_stage_steps``. A preset may name another than the default's."""
+
+    @override
+    def structure(self, resolver: DependencyResolver) -> None:
+        self.config = without_leftovers(resolver, LRScheduler, self.name, self.config)
+
+        super().structure(resolver)
+
+
+def create_tri_stage(optimizer: Optimizer, config: TriStageStepsConfig) -> TriStageLR:
+    """Return the schedule."""
+    steps = [config.num_warmup_steps, config.num_hold_steps, config.num_decay_steps]
+
+    total = sum(steps)
+
+    schedule = TriStageLR(
+        optimizer,
+        total,
+        (steps[0] / total, steps[1] / total, steps[2] / total),
+        start_lr_scale=config.start_lr_scale,
+        final_lr_scale=config.final_lr_scale,
+    )
+
+    # Ratios round down.
+    schedule.num_stage_steps = steps
+
+    return schedule
+
+
+def register_tri_stage_steps(container: DependencyContainer) -> None:
+    """Register the schedule under ``tri_stage_steps``."""
+
+    def create(resolver: DependencyResolver, config: TriStageStepsConfig) -> LRScheduler:
+        return create_tri_stage(resolver.resolve(Optimizer), config)
+
+    register_component(container, LRScheduler, TRI_STAGE_STEPS, TriStageStepsConfig, create)

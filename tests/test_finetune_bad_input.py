@@ -1,0 +1,240 @@
+"""What ``finetune`` answers to mistakes: a sentence that names what and where, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import merge, write_config
+from processes import assert_answer
+from transcribed import assert_ok, finetune, finetune_config, make_transcribed
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_transcribed(tmp_path_factory.mktemp("bad") / "corpus", num_train=8, num_valid=2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake, and what must be in the answer."""
+
+    phrases: Sequence[str]
+
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    spoil: Callable[[Path], None] | None = None
+    """Called with the folder of a good corpus."""
+
+
+def write_lines(name: str, change: Callable[[list[str]], Sequence[str]]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / name
+
+        path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+
+    return spoil
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+CASES = {
+    "no transcripts": Case(
+        ["There are no transcripts of the split 'train'", "dataset.transcripts.dir=FOLDER"], spoil=remove("train.wrd")
+    ),
+    "too few transcripts": Case(
+        ["must have a line for each of the 8 utterances", "but have 7"],
+        spoil=write_lines("train.wrd", lambda x: x[:-1]),
+    ),
+    "empty transcript": Case(
+        ["1 transcripts of the split 'train' are empty", "train.wrd:3: 's2/train02.wav'"],
+        spoil=write_lines("train.wrd", lambda x: [*x[:2], "", *x[3:]]),
+    ),
+    "characters outside": Case(
+        ["(1 \u00c4)", "valid.wrd:1: 's0/valid00.wav' has '1', '\u00c4'", "dataset.on_bad_text=skip"],
+        spoil=write_lines("valid.wrd", lambda x: ["\u00e4 1", *x[1:]]),
+    ),
+    "wrong case": Case(
+        ["its letters are all upper case: set `task.config.text.case=upper`"],
+        {"task": {"config": {"text": {"case": "lower"}}}},
+    ),
+    "more symbols than frames": Case(
+        ["more symbols than their audio has frames", "'s0/train00.wav' needs", "dataset.on_long_text=skip"],
+        spoil=write_lines("train.wrd", lambda x: ["CAT " * 80, *x[1:]]),
+    ),
+    "unknown tokenizer": Case(
+        ["'hubert_paper_leters' is not a known tokenizer", "Did you mean 'hubert_paper_letters'"],
+        {"tokenizer": {"name": "hubert_paper_leters"}},
+    ),
+    "tokenizer file missing": Case(
+        ["The dictionary '/nowhere/dict.ltr.txt' cannot be read"], {"tokenizer": {"path": "/nowhere/dict.ltr.txt"}}
+    ),
+    "tokenizer file of unknown kind": Case(
+        ["`path` ('/nowhere/x.bin') must end with .model, .txt, .json"], {"tokenizer": {"path": "/nowhere/x.bin"}}
+    ),
+    "two tokenizers": Case(
+        ["only one of them can be specified"], {"tokenizer": {"path": "a.model", "sentencepiece": {"vocab_size": 20}}}
+    ),
+    "impossible SentencePiece model": Case(
+        ["they give at most"], {"tokenizer": {"sentencepiece": {"vocab_size": 2000}}}
+    ),
+    "cropping asked for": Case(
+        ["`batching.length` must be 'pad' or 'pad_bucket', not 'bucket'"],
+        {"task": {"config": {"batching": {"length": "bucket"}}}},
+    ),
+    "nothing to start from": Case(
+        ["fine-tunes a pretrained model, but names none"], {"pretraining": {"required": True}}
+    ),
+    "no such model": Case(["'no/such/model'"], {"pretrained": "no/such/model"}),
+    "output layer that is not there": Case(
+        ["`pretraining.output_layer=keep` takes over the output layer", "no model is named"],
+        {"pretraining": {"output_layer": "keep"}},
+    ),
+    "symbols said twice": Case(
+        ["`model.config_overrides` sets vocab_size, which follow from the tokenizer (32 symbols)"],
+        {"model": {"config_overrides": {"vocab_size": 29}}},
+    ),
+    "another criterion": Case(
+        ["`criterion.name` must be 'ctc' here, but is 'masked_cross_entropy'"],
+        {"criterion": {"name": "masked_cross_entropy"}},
+    ),
+    "too little audio": Case(
+        ["yields", "batches a rank and epoch, but an update needs 50"],
+        {"trainer": {"grad_accumulation": {"num_batches": 50}}},
+    ),
+    "unknown policy": Case(["`on_bad_text` must be 'raise' or 'skip'"], {"dataset": {"on_bad_text": "ignore"}}),
+    "no minutes": Case(["`train_minutes` must be greater than 0"], {"dataset": {"train_minutes": 0.0}}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mistakes_are_answered_with_a_sentence(name: str, corpus: Path, tmp_path: Path) -> None:
+    case = CASES[name]
+
+    folder = corpus
+
+    if case.spoil is not None:
+        folder = tmp_path / "corpus"
+
+        shutil.copytree(corpus, folder, copy_function=shutil.copy)
+
+        case.spoil(folder)
+
+    config = write_config(tmp_path / "config.yaml", finetune_config(folder, **case.sections))
+
+    run = finetune(tmp_path / "out", config)
+
+    assert_answer(run, case.phrases)
+
+    assert not list((tmp_path / "out").glob("checkpoints/step_*"))
+
+
+def test_utterances_are_left_out_where_the_policy_says_so_and_counted(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+
+    shutil.copytree(corpus, folder)
+
+    write_lines("train.wrd", lambda x: ["CAT " * 80, "", "\u00e9", *x[3:]])(folder)
+
+    dataset = {"on_bad_text": "skip", "on_long_text": "skip"}
+
+    file = write_config(tmp_path / "config.yaml", finetune_config(folder, dataset=dataset, regime={"num_steps": 4}))
+
+    run = finetune(tmp_path / "out", file)
+
+    assert_ok(run)
+
+    data = json.loads((tmp_path / "out/report.json").read_text())["data"]["train"]
+
+    assert data["num_utterances"] == 5
+    assert data["left_out"] == {"empty": 1, "unspellable": 1, "too_long": 1}
+
+    for name in ("'s0/train00.wav' needs", "'s1/train01.wav' has an empty transcript", "'s2/train02.wav' has '\u00c9'"):
+        assert name in run.text
+
+
+class TestCheckpoints:
+    @pytest.fixture(scope="class")
+    def recogniser(self, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("recogniser")
+
+        config = write_config(folder / "config.yaml", finetune_config(corpus, regime={"num_steps": 4}))
+
+        assert_ok(finetune(folder / "out", config))
+
+        return config, folder / "out"
+
+    def test_output_layer_with_another_vocabulary_is_refused(
+        self, corpus: Path, recogniser: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        config = finetune_config(
+            corpus,
+            pretrained=str(recogniser[1]),
+            pretraining={"output_layer": "keep"},
+            tokenizer={"name": "hubert_paper_letters"},
+        )
+
+        config["model"] = {}
+
+        run = finetune(tmp_path / "out", write_config(tmp_path / "config.yaml", config))
+
+        assert_answer(
+            run,
+            [
+                "cannot be kept",
+                "of 32 letters (<s> <pad> </s> <unk> |",
+                "of 29 letters (<blank> |",
+                "pretraining.output_layer=new",
+            ],
+        )
+
+    def test_another_architecture_than_the_pretrained_is_refused(
+        self, corpus: Path, recogniser: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        config = finetune_config(corpus, pretrained=str(recogniser[1]))
+
+        config = merge(config, {"model": {"config_overrides": {"encoder": {"num_layers": 3, "model_dim": 64}}}})
+
+        run = finetune(tmp_path / "out", write_config(tmp_path / "config.yaml", config))
+
+        assert_answer(
+            run,
+            [
+                "The architecture is that of the pretrained model",
+                "`model.config_overrides.encoder.num_layers` is 3, but 2 in the checkpoint",
+                "`model.config_overrides.encoder.model_dim` is 64, but 32 in the checkpoint",
+            ],
+        )
+
+    def test_another_run_in_the_same_folder_is_refused(self, recogniser: tuple[Path, Path]) -> None:
+        config, out = recogniser
+
+        run = finetune(out, config, "tokenizer.name=hubert_paper_letters")
+
+        assert_answer(run, ["holds another run", "`tokenizer.name` was 'hubert_fairseq_letters'"])
+
+    def test_dictionary_that_changed_meanwhile_is_refused(self, corpus: Path, tmp_path: Path) -> None:
+        path = tmp_path / "dict.ltr.txt"
+
+        path.write_text("".join(f"{c} 1\n" for c in "|ABCDEGILOST'"))
+
+        sections: dict[str, Any] = {"tokenizer": {"path": str(path)}, "regime": {"num_steps": 4}}
+
+        file = write_config(tmp_path / "config.yaml", finetune_config(corpus, **sections))
+
+        assert_ok(finetune(tmp_path / "out", file))
+
+        path.write_text("".join(f"{c} 1\n" for c in "|ABCDEGILOST'X"))
+
+        run = finetune(tmp_path / "out", file)
+
+        assert_answer(
+            run, ["have the vocabulary of 17 letters", "that of the tokenizer is of 18 letters", "start another run"]
+        )
