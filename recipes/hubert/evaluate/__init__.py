@@ -1,0 +1,1 @@
+"""Compare transcripts with what was said: WER, CER, confidence intervals, confusions."""
