@@ -11,20 +11,19 @@ import signal
 import sys
 import traceback
 import warnings
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hubert_plugin.arguments import parse_verb_args, to_fairseq2_args, unknown_name
 from hubert_plugin.config_check import ConfigSource, ErrorSentences, check_config_keys, read_config_file
 from hubert_plugin.discovery import (
     Group,
     find_groups,
     find_package_spec,
     find_presets,
-    first_comment_line,
     first_doc_line,
     get_folder,
 )
@@ -53,6 +52,9 @@ usage: fairseq2 assets list [--kind {all,model,dataset,tokenizer}]
 fairseq2's own asset command: lists the asset cards, or shows one.
 """
 
+_COMMAND_FILE: Final = "command.py"
+"""Marks a verb that is no recipe of fairseq2's: its ``__main__.py`` calls :func:`run_command`."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` and return the exit code."""
@@ -76,7 +78,7 @@ def _dispatch(argv: list[str]) -> None:
     elif command == "assets":
         _run_assets(rest)
     else:
-        raise _unknown("command", command, ["recipe", "assets"])
+        raise unknown_name("command", command, ["recipe", "assets"])
 
 
 def _dispatch_recipe(argv: list[str]) -> None:
@@ -91,7 +93,7 @@ def _dispatch_recipe(argv: list[str]) -> None:
 
         return
 
-    group = groups.get(argv[0]) or _raise(_unknown("recipe group", argv[0], list(groups)))
+    group = groups.get(argv[0]) or _raise(unknown_name("recipe group", argv[0], list(groups)))
 
     if len(argv) == 1 or argv[1] in ("-h", "--help", "list"):
         if len(argv) == 1 or argv[1] != "list":
@@ -101,9 +103,15 @@ def _dispatch_recipe(argv: list[str]) -> None:
 
         return
 
-    verb = group.verbs.get(argv[1]) or _raise(_unknown(f"recipe of '{group.name}'", argv[1], list(group.verbs)))
+    verb = group.verbs.get(argv[1]) or _raise(unknown_name(f"recipe of '{group.name}'", argv[1], list(group.verbs)))
 
     prog = f"fairseq2 recipe {group.name} {verb.name}"
+
+    if verb.folder is not None and (verb.folder / _COMMAND_FILE).is_file():
+        # It has arguments of its own, so it parses them itself.
+        _run_as_main(verb.module, [prog, *argv[2:]])
+
+        return
 
     args = parse_verb_args(prog, argv[2:], verb.description, verb.presets)
 
@@ -153,7 +161,29 @@ def run_recipe(package: str | None, recipe: str | type[Recipe] | Recipe) -> None
         _run_recipe(package or "", recipe)
 
 
-def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
+def run_command(package: str | None, command: str) -> None:
+    """Run a verb that is no recipe of fairseq2's, with the arguments in ``sys.argv``, and exit with its code.
+
+    :param package: The package of the verb: pass ``__package__``.
+    :param command: The function, as ``"module:function"``; the module is looked up in ``package``. It is called with
+        the name of the program, the arguments, the verb's description and its presets, and returns the exit code.
+    """
+    with _answering_errors():
+        from importlib import import_module
+
+        prog, description, presets = _describe_verb(package or "")
+
+        module, _, name = command.partition(":")
+
+        code: int = getattr(import_module(f"{package}.{module}"), name)(prog, sys.argv[1:], description, presets)
+
+        sys.stdout.flush()
+
+        sys.exit(code)
+
+
+def _describe_verb(package: str) -> tuple[str, str, dict[str, Path]]:
+    """Return what the verb's package says: the name of the program, the verb's description and its presets."""
     # Run through `fairseq2 recipe …`, `sys.argv[0]` is that text; otherwise it is the path of a file.
     prog = sys.argv[0] if sys.argv[0].startswith("fairseq2 recipe ") else f"python -m {package}"
 
@@ -163,7 +193,13 @@ def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
 
     description = first_doc_line(folder / "__init__.py") if folder is not None else ""
 
-    args = parse_verb_args(prog, sys.argv[1:], description, find_presets(folder))
+    return prog, description, find_presets(folder)
+
+
+def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
+    prog, description, presets = _describe_verb(package)
+
+    args = parse_verb_args(prog, sys.argv[1:], description, presets)
 
     sys.argv = [prog, *to_fairseq2_args(args)]
 
@@ -230,94 +266,6 @@ def _load_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> Recipe:
     return recipe() if isinstance(recipe, type) else recipe
 
 
-def parse_verb_args(prog: str, argv: Sequence[str], description: str, presets: dict[str, Path]) -> Namespace:
-    """Parse the arguments of a verb: those of fairseq2's recipe interface and ``--preset``.
-
-    A preset becomes the configuration file. Arguments that are not known here are left to fairseq2.
-
-    :raises ConfigError: If the preset is not known, or if both a preset and a configuration file are given.
-    """
-    parser = _make_verb_parser(prog, description, presets)
-
-    args, unknown = parser.parse_known_args(argv)
-
-    args.unknown = unknown
-
-    for item in (i for items in args.config_overrides or [] for i in items):
-        if "=" not in item and not item.strip().startswith("del:"):
-            raise ConfigError(
-                f"'{item}' after --config is not of the form KEY=VALUE. (Put OUTPUT_DIR before --config: everything "
-                "after it, up to the next option, is read as configuration.)"
-            )
-
-    if args.output_dir is None and not args.dump_config and not args.unknown:
-        parser.error("OUTPUT_DIR is missing: name the folder that the results go to.")
-
-    if args.preset is not None:
-        if args.config_file is not None:
-            raise ConfigError("--preset and --config-file exclude each other: a preset is a configuration file.")
-
-        if args.preset not in presets:
-            raise _unknown("preset", args.preset, list(presets))
-
-        args.config_file = str(presets[args.preset])
-
-    return args
-
-
-def _make_verb_parser(prog: str, description: str, presets: dict[str, Path]) -> ArgumentParser:
-    lines = [f"  {name:<16} {first_comment_line(path)}".rstrip() for name, path in presets.items()]
-
-    parser = ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog="\n".join(["presets:", *lines]) if lines else None,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-
-    def add(*names: str, **kwargs: Any) -> None:
-        parser.add_argument(*names, **kwargs)
-
-    add("output_dir", metavar="OUTPUT_DIR", nargs="?", help="folder that the results go to")
-    add("--preset", metavar="NAME", help="start from the preset NAME (below) instead of the default configuration")
-    add("--config-file", metavar="FILE", help="start from the configuration in this YAML file")
-    add(
-        "--config",
-        dest="config_overrides",
-        metavar="KEY=VALUE",
-        nargs="*",
-        action="append",
-        help="set single keys (a.b=VALUE, VALUE is YAML) or remove them (del:a.b)",
-    )
-    add("--dump-config", action="store_true", help="print the whole configuration as YAML and stop")
-    add("--checkpoint-dir", metavar="DIR", help="folder for checkpoints (default: OUTPUT_DIR/checkpoints)")
-    add("--no-rich", action="store_true", help="plain log lines, no colours and progress bars")
-    add("--no-exit-on-error", action="store_true", help="let errors through with their stack trace, for debugging")
-
-    return parser
-
-
-def to_fairseq2_args(args: Namespace) -> list[str]:
-    """Write parsed arguments as fairseq2's own parser reads them."""
-    # The folder comes first: after `--config`, which takes any number of values, it would be read as one of them.
-    argv: list[str] = [] if args.output_dir is None else [args.output_dir]
-
-    if args.config_file is not None:
-        argv += ["--config-file", args.config_file]
-
-    for items in args.config_overrides or []:
-        argv += ["--config", *items]
-
-    if args.checkpoint_dir is not None:
-        argv += ["--checkpoint-dir", args.checkpoint_dir]
-
-    for flag in ("dump_config", "no_rich", "no_exit_on_error"):
-        if getattr(args, flag):
-            argv.append(f"--{flag.replace('_', '-')}")
-
-    return [*argv, *args.unknown]
-
-
 def _read_overrides(groups: Sequence[Sequence[str]]) -> list[ConfigSource]:
     """Parse ``--config`` values with fairseq2's own action."""
     from argparse import ArgumentError
@@ -351,13 +299,6 @@ def _version() -> str:
     python = ".".join(str(v) for v in sys.version_info[:3])
 
     return f"fairseq2-hubert {__version__} (fairseq2 {get('fairseq2')}, PyTorch {get('torch')}, Python {python})"
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-
-    return ConfigError(f"'{name}' is not a known {kind}.{hint} Known: {', '.join(sorted(known)) or 'none'}.")
 
 
 def _raise(ex: Exception) -> Any:

@@ -1,0 +1,1 @@
+"""Refine units round by round: features, clusters, labels, training, layer choice, report; resumable."""
