@@ -268,7 +268,7 @@ def test_torchrun_runs_real_steps_on_two_ranks(tmp_path: Path) -> None:
     assert load_hubert(str(refinement.out / "round1/pretrain")).config.heads[0].size == 12
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_of_real_steps_change_no_number(made: Refinement, tmp_path: Path) -> None:
     """Real processes, killed where training, labelling and clustering are under way."""
     import random
