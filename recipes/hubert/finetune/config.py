@@ -98,7 +98,7 @@ class HubertFinetuneConfig:
     regime: RegimeSection = field(
         default_factory=lambda: RegimeSection(
             num_steps=1500,
-            # After so little training hardly a word is right, and a model that says nothing has the best word error rate.
+            # After so little training hardly a word is right: a model that says nothing has the best word error rate.
             score_metric="cer",
             validate_every_n_steps=500,
             checkpoint_every_n_steps=500,
