@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hubert_plugin import frames
-from hubert_plugin.data.batch import SpeechBatch
+from hubert_plugin.data.batch import SpeechBatch, mover_to, pad_waveforms
 
 
 @final
@@ -66,11 +66,7 @@ class CtcBatch(SpeechBatch):
         if device.type == "cpu":
             return
 
-        def move(tensor: Tensor) -> Tensor:
-            if device.type == "cuda" and not tensor.is_pinned():
-                tensor = tensor.pin_memory()
-
-            return tensor.to(device, non_blocking=non_blocking)
+        move = mover_to(device, non_blocking)
 
         self.waveforms = move(self.waveforms)
         self.targets = move(self.targets)
@@ -101,18 +97,12 @@ def collate_ctc(
     """
     num_samples = [w.size for w in waveforms]
 
-    width = max(num_samples)
-
-    # In numpy: see ``collate`` of ``batch.py``.
-    seqs = np.zeros((len(waveforms), width), dtype=np.float32)
-
-    for row, waveform in enumerate(waveforms):
-        seqs[row, : waveform.size] = waveform
+    seqs = pad_waveforms(waveforms)
 
     temporal_mask = None
 
     if temporal_masks is not None:
-        temporal_mask = np.zeros((len(waveforms), frames.num_frames(width)), dtype=bool)
+        temporal_mask = np.zeros((len(waveforms), frames.num_frames(seqs.shape[1])), dtype=bool)
 
         for row, mask in enumerate(temporal_masks):
             temporal_mask[row, : mask.size] = mask

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import final
 
 from fairseq2.nn.data_parallel import DataParallelFacade, get_data_parallel_facade, set_data_parallel_facade
-from fairseq2.typing import ContextManager
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.nn import Module
@@ -21,6 +20,7 @@ from typing_extensions import override
 
 from hubert_plugin.criteria.ctc import CtcCriterion
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.tasks.facade import DelegatingFacade
 
 
 @dataclass(kw_only=True)
@@ -79,11 +79,12 @@ def freeze_encoder_for_some_updates(
 
 
 @final
-class _FreezingFacade(DataParallelFacade):
+class _FreezingFacade(DelegatingFacade):
     """Takes the gradients of frozen parameters away when all ranks' are in place, before they are clipped."""
 
     def __init__(self, inner: DataParallelFacade, params: list[Tensor], criterion: CtcCriterion) -> None:
-        self._inner = inner
+        super().__init__(inner)
+
         self._params = params
         self._criterion = criterion
 
@@ -94,19 +95,3 @@ class _FreezingFacade(DataParallelFacade):
                 param.grad = None
 
         return self._inner.clip_grad_norm(max_norm)
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return self._inner.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        self._inner.load_state_dict(state_dict)
-
-    @override
-    def no_sync(self) -> ContextManager[None]:
-        return self._inner.no_sync()
-
-    @override
-    def summon_full_parameters(self) -> ContextManager[None]:
-        return self._inner.summon_full_parameters()

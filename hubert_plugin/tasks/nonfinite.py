@@ -15,7 +15,6 @@ from fairseq2.gang import Gang, Gangs, all_sum
 from fairseq2.logging import log
 from fairseq2.nn.data_parallel import DataParallelFacade, get_data_parallel_facade, set_data_parallel_facade
 from fairseq2.recipe.config import ModelSection, TrainerSection
-from fairseq2.typing import ContextManager
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.nn import Module
@@ -27,6 +26,7 @@ from hubert_plugin.data.batch import SpeechBatch
 from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, TrainingError, format_problems
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.tasks.facade import DelegatingFacade
 
 _MAX_NAMED: Final = MAX_SHOWN_PROBLEMS
 
@@ -80,7 +80,7 @@ def guard_updates(
 
 
 @final
-class NonFiniteGuard(DataParallelFacade):
+class NonFiniteGuard(DelegatingFacade):
     """Looks at losses and gradient norm of an update, and drops the gradients if they are not finite."""
 
     def __init__(
@@ -92,7 +92,8 @@ class NonFiniteGuard(DataParallelFacade):
         step: TrainStep,
         max_in_a_row: int,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
+
         self._params = list(module.parameters())
         self._encoder = base_model if isinstance(base_model, HubertModel) else base_model.hubert
         self._can_encode = module is base_model or isinstance(module, DistributedDataParallel)
@@ -201,22 +202,6 @@ class NonFiniteGuard(DataParallelFacade):
             ]
         finally:
             self._encoder.train(was_training)
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return self._inner.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        self._inner.load_state_dict(state_dict)
-
-    @override
-    def no_sync(self) -> ContextManager[None]:
-        return self._inner.no_sync()
-
-    @override
-    def summon_full_parameters(self) -> ContextManager[None]:
-        return self._inner.summon_full_parameters()
 
 
 def _join(ids: list[str]) -> str:
