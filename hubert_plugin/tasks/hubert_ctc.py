@@ -13,7 +13,7 @@ from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.progress import ProgressReporter
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -31,6 +31,7 @@ from hubert_plugin.data.subset import draw_minutes
 from hubert_plugin.data.transcripts import Transcripts, read_transcripts
 from hubert_plugin.errors import ConfigError, ManifestError
 from hubert_plugin.registry import HubertTask, LabelSetSpec, register_task
+from hubert_plugin.tasks.batching import BatchingTaskConfig
 from hubert_plugin.tasks.demo_corpus import make_demo_corpus
 from hubert_plugin.text.normalization import TextConfig, normalize_text
 from hubert_plugin.text.tokenizer import CtcTokenizer
@@ -44,7 +45,7 @@ def _default_batching() -> BatchConfig:
 
 
 @dataclass(kw_only=True)
-class HubertCtcTaskConfig(Validatable):
+class HubertCtcTaskConfig(BatchingTaskConfig):
     """How audio is put into batches and masked, and how transcripts are normalised."""
 
     batching: BatchConfig = field(default_factory=_default_batching)
@@ -56,43 +57,15 @@ class HubertCtcTaskConfig(Validatable):
     text: TextConfig = field(default_factory=TextConfig)
     """How transcripts are normalised before they are spelled."""
 
-    global_batch_seconds: float | None = None
-    """The seconds of audio of an update over all ranks and accumulated batches. Ranks share it out in equal batches of
-    at most ``batching.batch_seconds``; ``trainer.grad_accumulation.num_batches`` follows from it. ``None``: ranks times
-    ``trainer.grad_accumulation.num_batches`` times ``batching.batch_seconds``."""
-
-    valid_batch_seconds: float | None = None
-    """The seconds of audio of a validation batch. ``None``: as in training."""
-
-    max_valid_batches: int | None = None
-    """If set, validation stops after this many batches (over all ranks)."""
-
-    num_workers: int = 2
-    """The number of batches that are read in parallel."""
-
-    num_prefetch: int = 4
-    """The number of batches that are kept ready."""
-
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        result = super().validate()
 
         if self.batching.length not in ("pad", "pad_bucket"):
             result.add_error(
                 f"`batching.length` must be 'pad' or 'pad_bucket', not '{self.batching.length}': audio that is cut no "
                 "longer fits its transcript."
             )
-
-        if self.num_workers < 1:
-            result.add_error(f"`num_workers` must be greater than or equal to 1, but is {self.num_workers} instead.")
-
-        if self.global_batch_seconds is not None and self.global_batch_seconds <= 0.0:
-            result.add_error(
-                f"`global_batch_seconds` must be greater than 0, but is {self.global_batch_seconds} instead."
-            )
-
-        if self.num_prefetch < 0:
-            result.add_error(f"`num_prefetch` must not be negative, but is {self.num_prefetch} instead.")
 
         return result
 

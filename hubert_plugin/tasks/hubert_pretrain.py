@@ -14,7 +14,6 @@ from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.progress import ProgressReporter
-from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -23,57 +22,22 @@ from hubert_plugin.data.dataset import HubertDataset, HubertDatasetSection
 from hubert_plugin.data.labels import LabelSet
 from hubert_plugin.data.loader import BatchLoader, LabelReader
 from hubert_plugin.data.masks import MaskConfig
-from hubert_plugin.data.plan import BatchConfig, max_frames, usable_utterances
+from hubert_plugin.data.plan import max_frames, usable_utterances
 from hubert_plugin.data.reader import HubertDataReader
 from hubert_plugin.errors import ManifestError
 from hubert_plugin.registry import FeatureSource, HubertTask, LabelSetSpec, create_component, register_task
+from hubert_plugin.tasks.batching import BatchingTaskConfig
 from hubert_plugin.tasks.pretrain_data import LabelledSplit, open_pretrain_data
 
 HUBERT_PRETRAIN: Final = "hubert_pretrain"
 
 
 @dataclass(kw_only=True)
-class HubertPretrainTaskConfig(Validatable):
+class HubertPretrainTaskConfig(BatchingTaskConfig):
     """How audio is cut, put into batches and masked."""
-
-    batching: BatchConfig = field(default_factory=BatchConfig)
-    """Batches of the training split."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which frames are masked."""
-
-    global_batch_seconds: float | None = None
-    """The seconds of audio of an update over all ranks and accumulated batches. Ranks share it out in equal batches of
-    at most ``batching.batch_seconds``; ``trainer.grad_accumulation.num_batches`` follows from it. ``None``: ranks times
-    ``trainer.grad_accumulation.num_batches`` times ``batching.batch_seconds``."""
-
-    valid_batch_seconds: float | None = None
-    """The seconds of audio of a validation batch. ``None``: as in training."""
-
-    max_valid_batches: int | None = None
-    """If set, validation stops after this many batches (over all ranks)."""
-
-    num_workers: int = 2
-    """The number of batches that are read in parallel."""
-
-    num_prefetch: int = 4
-    """The number of batches that are kept ready."""
-
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.num_workers < 1:
-            result.add_error(f"`num_workers` must be greater than or equal to 1, but is {self.num_workers} instead.")
-
-        if self.global_batch_seconds is not None and self.global_batch_seconds <= 0.0:
-            result.add_error(
-                f"`global_batch_seconds` must be greater than 0, but is {self.global_batch_seconds} instead."
-            )
-
-        if self.num_prefetch < 0:
-            result.add_error(f"`num_prefetch` must not be negative, but is {self.num_prefetch} instead.")
-
-        return result
 
 
 @dataclass

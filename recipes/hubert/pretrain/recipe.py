@@ -6,7 +6,7 @@ from typing import Any, final
 
 from fairseq2.metrics.recorders import MetricDescriptorRegistry
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.config import DatasetSection, ModelSection, RegimeSection, TrainerSection
+from fairseq2.recipe.config import DatasetSection, ModelSection, TrainerSection
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from torch.nn import Module
@@ -19,12 +19,11 @@ from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
-from hubert_plugin.tasks.early_stopping import create_early_stopper
+from hubert_plugin.tasks.create_trainer import create_trainer
 from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture, check_resumed_heads, set_target_heads
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
 from hubert_plugin.tasks.init_model import check_init, init_model, is_materialized
-from hubert_plugin.tasks.nonfinite import guard_updates, trains_in_float16
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
     checkpoint_folder,
@@ -54,7 +53,7 @@ class HubertPretrainRecipe(Recipe):
         # fairseq2 reads the configuration anew each time it is asked for; its sections are what it builds from.
         resolver = context.resolver
 
-        trainer_section, regime_section = resolver.resolve(TrainerSection), resolver.resolve(RegimeSection)
+        trainer_section = resolver.resolve(TrainerSection)
 
         dataset_section, model_section = resolver.resolve(DatasetSection, key="dataset"), resolver.resolve(ModelSection)
 
@@ -113,31 +112,16 @@ class HubertPretrainRecipe(Recipe):
 
         train_step, eval_step = TrainStep(criterion, readers.train.pop_wait_seconds), EvalStep(criterion)
 
-        # float16 has its own guard, the loss scaler, which skips updates as it looks for the largest scale.
-        if not trains_in_float16(trainer_section, model_section):
-            guard_updates(config.nonfinite, dp_model, model, context.gangs, train_step)
-
-        stopper = create_early_stopper(
-            config.early_stopping,
-            regime_section,
-            context.output_dir,
-            last_step_nr=last_step_nr,
-            has_validation=readers.valid is not None,
+        trainer = create_trainer(
+            context,
+            train_step,
+            eval_step,
+            readers,
+            dp_model=dp_model,
+            model=model,
+            nonfinite=config.nonfinite,
+            early_stopping=config.early_stopping,
         )
-
-        if readers.valid is not None:
-            trainer = context.create_trainer(train_step, readers.train, [eval_step], [readers.valid])
-        else:
-            trainer = context.create_trainer(train_step, readers.train)
-
-        if stopper is not None:
-            # fairseq2 gives every trainer one that never stops (FACTS 12.6).
-            trainer._early_stopper = stopper
-
-            if last_step_nr is not None and stopper.stopped_at == last_step_nr:
-                trainer._max_num_steps = last_step_nr
-
-        train_step.observe(trainer)
 
         report = None
 

@@ -1,0 +1,73 @@
+"""fairseq2's trainer with what ours have besides: skipped updates that are not finite, and stopping early."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fairseq2.recipe.base import RecipeContext
+from fairseq2.recipe.config import ModelSection, RegimeSection, TrainerSection
+from fairseq2.trainer import Trainer
+from torch.nn import Module
+
+from hubert_plugin.criteria.steps import EvalStep, TrainStep
+from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_early_stopper
+from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates, trains_in_float16
+
+
+class Readers(Protocol):
+    """The readers of a training run, by split."""
+
+    train: Any
+
+    valid: Any
+    """``None``: no validation."""
+
+
+def create_trainer(
+    context: RecipeContext,
+    train_step: TrainStep,
+    eval_step: EvalStep,
+    readers: Readers,
+    *,
+    dp_model: Module,
+    model: HubertModel | HubertCtcModel,
+    nonfinite: NonFiniteSection,
+    early_stopping: EarlyStoppingSection,
+) -> Trainer:
+    """Return the trainer of a run, which goes on from its last checkpoint if there is one.
+
+    :param dp_model: What is trained: ``model``, or its data-parallel wrapper.
+    """
+    resolver = context.resolver
+
+    # float16 has its own guard, the loss scaler, which skips updates as it looks for the largest scale.
+    if not trains_in_float16(resolver.resolve(TrainerSection), resolver.resolve(ModelSection)):
+        guard_updates(nonfinite, dp_model, model, context.gangs, train_step)
+
+    last_step_nr = context.get_checkpoint_manager().maybe_get_last_step_number(exclude_model_only=True)
+
+    stopper = create_early_stopper(
+        early_stopping,
+        resolver.resolve(RegimeSection),
+        context.output_dir,
+        last_step_nr=last_step_nr,
+        has_validation=readers.valid is not None,
+    )
+
+    if readers.valid is not None:
+        trainer = context.create_trainer(train_step, readers.train, [eval_step], [readers.valid])
+    else:
+        trainer = context.create_trainer(train_step, readers.train)
+
+    if stopper is not None:
+        # fairseq2 gives every trainer one that never stops (FACTS 12.6).
+        trainer._early_stopper = stopper
+
+        if last_step_nr is not None and stopper.stopped_at == last_step_nr:
+            trainer._max_num_steps = last_step_nr
+
+    train_step.observe(trainer)
+
+    return trainer
