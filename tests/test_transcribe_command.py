@@ -420,3 +420,16 @@ def test_a_training_run_is_not_written_into(corpus: Path, tmp_path: Path) -> Non
     run = transcribe(tmp_path, f"model={MODEL}", f"input={corpus / 'valid.tsv'}")
 
     assert_answer(run, ["holds a training run"])
+
+
+def test_a_broken_file_in_a_folder_is_named_with_what_helps_here(corpus: Path, tmp_path: Path) -> None:
+    broken = make_corpus(tmp_path / "broken", num_train=1, num_valid=2, seconds=(0.5, 0.6))
+
+    next((broken / "wav").rglob("valid01.wav")).write_bytes(b"RIFF")
+
+    run = transcribe(tmp_path / "out", f"model={MODEL}", f"input={broken / 'wav'}")
+
+    assert_answer(run, ["valid01.wav", "name the other files as `input`"])
+
+    # That is a key of `manifest`.
+    assert "on_error" not in run.text

@@ -43,6 +43,9 @@ class ScanOptions:
     on_error: OnError = "raise"
     """What to do with files that cannot be used: name all of them and stop, or leave them out and list them."""
 
+    remedy: str = "Mend or remove them, or set `on_error: skip` to leave them out:"
+    """What the error tells to do about them."""
+
     num_workers: int = 8
     """The number of threads that read headers. They wait on the disk or network more than they compute."""
 
@@ -177,8 +180,7 @@ def measure_audio(
     if problems and options.on_error == "raise":
         raise AudioError(
             format_problems(
-                f"{len(problems)} of the audio files under '{source}' cannot be used. Mend or remove them, or set "
-                "`on_error: skip` to leave them out:",
+                f"{len(problems)} of the audio files under '{source}' cannot be used. {options.remedy}",
                 [message for _, message in problems],
             )
         )

@@ -118,7 +118,9 @@ def open_manifest(manifest: Manifest, policy: AudioPolicy) -> AudioInput:
 
 
 def _open_folder(folder: Path, policy: AudioPolicy) -> AudioInput:
-    result = scan_audio(folder, ScanOptions(policy=policy))
+    result = scan_audio(
+        folder, ScanOptions(policy=policy, remedy="Mend or remove them, or name the other files as `input`:")
+    )
 
     assert result is not None  # nothing asked it to stop
 
