@@ -79,3 +79,11 @@ def test_data_pipeline_delivers_what_the_files_hold(tmp_path: Path) -> None:
     assert set(result["results"]) == {"pipeline", "decoding alone"}
 
     assert all(rate > 0 for rates in result["results"].values() for pair in rates for rate in pair)
+
+
+def test_packing_gives_what_a_padded_batch_gives(tmp_path: Path) -> None:
+    result = run_quick("packing", tmp_path, "--dtype", "fp32")
+
+    assert all(cell["difference"] < 1e-5 for cell in result["cells"])
+
+    assert [cell["training"] for cell in result["cells"]] == [False, True]

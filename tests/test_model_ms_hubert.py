@@ -272,13 +272,13 @@ def test_convolutions_run_once_for_both_views() -> None:
 
     model.encoder_frontend.feature_extractor.register_forward_hook(lambda m, args, out: rows.append(out.size(0)))
 
-    layers: list[int] = []
+    views: list[int] = []
 
-    model.encoder.layers[0].register_forward_hook(lambda m, args, out: layers.append(out.size(0)))
+    model.encoder.layers[0].register_forward_hook(lambda m, args, out: views.append(len(args[1].seq_lens)))
 
     compute(model, batch)
 
-    assert (rows, layers) == ([3], [6])
+    assert (rows, views) == ([3], [6])
 
 
 def test_dropped_heads_leave_their_terms_out_and_every_parameter_has_a_gradient() -> None:

@@ -9,13 +9,17 @@ Letters: N utterances, T frames, H heads, K dimension of a head.
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any, final
 
 import torch
 from fairseq2.models.transformer import SDPA, AttentionBiasCache, IdentityBias, create_default_sdpa
+from fairseq2.models.transformer.sdpa.flash2 import Flash2SDPA
+from fairseq2.models.transformer.sdpa.flash3 import Flash3SDPA
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import scaled_dot_product_attention
 from typing_extensions import override
 
 
@@ -29,6 +33,11 @@ class HubertSDPA(SDPA):
         self.dropout_p = dropout_p
 
         self.inner = create_default_sdpa(IdentityBias(), dropout_p=dropout_p)
+
+    def supports_packing(self, device: torch.device) -> bool:
+        """Say whether packed batches can be attended to on ``device``: on CPUs here, elsewhere by fairseq2's flash
+        attention where that was made the default (``common.torch.default_sdpa``)."""
+        return device.type == "cpu" or isinstance(self.inner, (Flash2SDPA, Flash3SDPA))
 
     @override
     def forward(
@@ -44,16 +53,48 @@ class HubertSDPA(SDPA):
     ) -> tuple[Tensor, Tensor | None]:
         dropout_p = self.dropout_p if self.training else 0.0
 
-        explicit = q.device.type == "cpu" and (q.dtype != torch.float32 or dropout_p > 0.0)
+        on_cpu = q.device.type == "cpu"
+
+        if on_cpu and q_layout.packed and not needs_weights:
+            return self._attend_packed(q, k, v, q_layout, dropout_p), None
+
+        explicit = on_cpu and (q.dtype != torch.float32 or dropout_p > 0.0)
 
         if not explicit or needs_weights or q_layout.padded or q_layout.packed:
             return self.inner(q, q_layout, k, k_layout, v, bias_cache, needs_weights=needs_weights)  # type: ignore[no-any-return]
 
         return _attend(q, k, v, dropout_p), None
 
+    @staticmethod
+    def _attend_packed(q: Tensor, k: Tensor, v: Tensor, layout: BatchLayout, dropout_p: float) -> Tensor:
+        """Attend within each utterance of a packed batch. *Shape of each:* (R, H, K), R frames in all."""
+        # Neighbours of one length are a batch.
+        runs = [(length, len(list(run))) for length, run in groupby(layout.seq_lens)]
+
+        sizes = [length * count for length, count in runs]
+
+        outputs = []
+
+        for (_, count), *parts in zip(runs, *(x.split(sizes) for x in (q, k, v)), strict=True):
+            q_run, k_run, v_run = (x.unflatten(0, (count, -1)) for x in parts)
+
+            if q.dtype != torch.float32 or dropout_p > 0.0:
+                attns = _attend(q_run, k_run, v_run, dropout_p)
+            else:
+                attns = _attend_fused(q_run, k_run, v_run)
+
+            outputs.append(attns.flatten(0, 1))
+
+        return torch.cat(outputs)
+
     @override
     def extra_repr(self) -> str:
         return f"dropout_p={self.dropout_p:G}"
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q kᵀ / √K) v from PyTorch's kernel. *Shape of each:* (N, T, H, K)."""
+    return scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:

@@ -20,6 +20,9 @@ def compile_hubert(model: HubertModel, *args: Any, **kwargs: Any) -> None:
     batch lengths (``length: bucket``) bounds the number of compiled shapes. The convolutions stay as they are: matrix
     products of views, whose sizes PyTorch 2.9 cannot follow once lengths are symbols.
     """
+    # A packed batch has a length of its own.
+    model.encoder.pack = False
+
     for layer in model.encoder.layers:
         layer.compile(*args, **kwargs)
 

@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module, ModuleList
 
+from hubert_plugin.models.hubert.attention import HubertSDPA
+from hubert_plugin.models.hubert.packing import FramePacking
+
 
 def touch_parameters(seqs: Tensor, params: Iterable[Tensor]) -> Tensor:
     """Return ``seqs``; in the backward pass, ``params``, which had no part in it, get zero gradients."""
@@ -69,6 +72,12 @@ class HubertEncoder(Module):
         # layers to drop; where parameters are sharded (FSDP), all ranks must gather them in the same order.
         self.run_dropped = False
 
+        # Whether padded batches are packed where attention allows it.
+        self.pack = True
+
+        # In a list, so that it is not registered twice.
+        self._attention = [m for m in self.layers.modules() if isinstance(m, HubertSDPA)][:1]
+
     def forward(
         self,
         seqs: Tensor,
@@ -86,7 +95,8 @@ class HubertEncoder(Module):
             involution (:func:`swap_permutation`). A layer that is dropped does not exchange either; what a layer
             returns, and taps, is what stands after the exchange. *Shape:* (N * T).
         :returns: The output, and the kept outputs by layer, never normed. The final norm is applied to the output only
-            if no number of layers was asked for: a layer, also the last, is what its block returns (trap T2).
+            if no number of layers was asked for: a layer, also the last, is what its block returns (trap T2). Padded
+            frames hold anything; zeros where the batch was packed.
         """
         layer_norm = self.layer_norm if num_layers is None else None
 
@@ -97,6 +107,16 @@ class HubertEncoder(Module):
 
         if 0 in taps:
             kept[0] = seqs
+
+        packing = self._pack(seqs, seqs_layout)
+
+        if packing is not None:
+            seqs, seqs_layout = packing.pack(seqs), packing.layout
+
+            exchange = None if exchange is None else packing.pack_permutation(exchange)
+
+        def unpack(output: Tensor) -> Tensor:
+            return output if packing is None else packing.unpack(output)
 
         bias_cache = AttentionBiasCache()
 
@@ -118,12 +138,21 @@ class HubertEncoder(Module):
                     seqs = _Exchange.apply(seqs, exchange)
 
             if idx + 1 in taps:
-                kept[idx + 1] = seqs
+                kept[idx + 1] = unpack(seqs)
 
         if layer_norm is not None:
             seqs = layer_norm(seqs)
 
-        return seqs, kept
+        return unpack(seqs), kept
+
+    def _pack(self, seqs: Tensor, layout: BatchLayout) -> FramePacking | None:
+        if not self.pack or not layout.padded or layout.packed:
+            return None
+
+        if not all(attention.supports_packing(seqs.device) for attention in self._attention):
+            return None
+
+        return FramePacking(layout)
 
     def _draw_drops(self, num_layers: int) -> list[bool] | None:
         if not self.training or self.layer_drop_p == 0.0:
@@ -145,13 +174,13 @@ class _Exchange(Function):
     def forward(ctx: Any, seqs: Tensor, permutation: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(permutation)
 
-        return seqs.flatten(0, 1).index_select(0, permutation).view_as(seqs)
+        return _permute(seqs, permutation)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (permutation,) = ctx.saved_tensors
 
-        return grad_output.flatten(0, 1).index_select(0, permutation).view_as(grad_output), None
+        return _permute(grad_output, permutation), None
 
 
 class _TouchParameters(Function):
@@ -166,3 +195,7 @@ class _TouchParameters(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         return grad_output, *(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+
+def _permute(seqs: Tensor, permutation: Tensor) -> Tensor:
+    return seqs.reshape(-1, seqs.size(-1)).index_select(0, permutation).view_as(seqs)

@@ -118,20 +118,22 @@ class ConvFeatureExtractor(Module):
         waveforms: Tensor,
         num_samples: Sequence[int] | None = None,
         *,
+        skip_padding: bool = False,
         folded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """
         :param waveforms: *Shape:* (N, n).
         :param num_samples: The length of each row; ``None``: no row is padded.
+        :param skip_padding: If true, padded frames are not computed but zero.
         :param folded: What :func:`.first_conv.fold_norm` made of the first layer, where the waveforms are centred parts
             of a longer one.
         :returns: *Shape:* (N, T, C).
         """
         if self.grad_scale == 0.0:
             with torch.no_grad():
-                return self._convolve(waveforms, num_samples, folded)
+                return self._convolve(waveforms, num_samples, skip_padding, folded)
 
-        seqs = self._convolve(waveforms, num_samples, folded)
+        seqs = self._convolve(waveforms, num_samples, skip_padding, folded)
 
         if self.training and self.grad_scale != 1.0:
             seqs = scale_grad(seqs, self.grad_scale)
@@ -139,40 +141,74 @@ class ConvFeatureExtractor(Module):
         return seqs
 
     def _convolve(
-        self, waveforms: Tensor, num_samples: Sequence[int] | None, folded: tuple[Tensor, Tensor] | None
+        self,
+        waveforms: Tensor,
+        num_samples: Sequence[int] | None,
+        skip_padding: bool,
+        folded: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         batch_size, width = waveforms.shape
 
-        num_frames = frames.num_frames(width)
-
         # Two frames more than needed: every stride then divides the rows that are left, and nothing that a valid frame
         # or group normalisation sees is cut off.
-        num_rows = (num_frames + 2) * frames.STRIDE
+        spare = 2
 
-        first = self.first
+        max_size = frames.num_frames(width) + spare
 
-        if first.group_norm is None:
-            rows = first(pad(waveforms, (0, num_rows - width)).view(-1, 1))
-        else:
-            num_windows = num_rows // self._first_stride
+        sizes = [max_size] * batch_size
 
-            if folded is not None:
-                seqs = folded_conv(first.conv, waveforms, *folded, num_windows)
-            else:
-                # fairseq's `Fp32GroupNorm` takes padded samples into its statistics, so that an utterance gives other
-                # results in a padded batch than alone (trap T4). Here they are of the utterance alone.
-                alone = num_samples is not None and not self.include_padding
+        if skip_padding and num_samples is not None:
+            sizes = [frames.num_frames(n) + spare for n in num_samples]
 
-                num_valid = [self._num_first(n) for n in num_samples or ()] if alone else None
-
-                seqs = normalized_conv(first.conv, first.group_norm, waveforms, num_valid, num_windows)
-
-            rows = gelu(seqs.flatten(0, 1))
+        rows = self._first_rows(waveforms, num_samples, sizes, max_size, folded)
 
         for layer in self.layers[1:]:
             rows = layer(rows)
 
-        return rows.unflatten(0, (batch_size, num_frames + 2))[:, :num_frames]
+        if min(sizes) == max_size:
+            return rows.unflatten(0, (batch_size, max_size))[:, :-spare]
+
+        parts = [part[:-spare] for part in rows.split(sizes)]
+
+        return torch.stack([pad(part, (0, 0, 0, max_size - spare - part.size(0))) for part in parts])
+
+    def _first_rows(
+        self,
+        waveforms: Tensor,
+        num_samples: Sequence[int] | None,
+        sizes: Sequence[int],
+        max_size: int,
+        folded: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Return the first layer's output, all utterances one after another.
+
+        :param sizes: How many frames of each utterance to compute.
+        """
+        first = self.first
+
+        if first.group_norm is None:
+            width = max_size * frames.STRIDE
+
+            seqs = pad(waveforms, (0, width - waveforms.size(1)))
+
+            return first(_join(seqs, [size * frames.STRIDE for size in sizes]).view(-1, 1))
+
+        windows_per_frame = frames.STRIDE // self._first_stride
+
+        num_windows = max_size * windows_per_frame
+
+        if folded is not None:
+            seqs = folded_conv(first.conv, waveforms, *folded, num_windows)
+        else:
+            # fairseq's `Fp32GroupNorm` takes padded samples into its statistics, so that an utterance gives other
+            # results in a padded batch than alone (trap T4). Here they are of the utterance alone.
+            alone = num_samples is not None and not self.include_padding
+
+            num_valid = [self._num_first(n) for n in num_samples or ()] if alone else None
+
+            seqs = normalized_conv(first.conv, first.group_norm, waveforms, num_valid, num_windows)
+
+        return gelu(_join(seqs, [size * windows_per_frame for size in sizes]))
 
     def _num_first(self, num_samples: int) -> int:
         """Return the number of outputs of the first convolution."""
@@ -180,6 +216,14 @@ class ConvFeatureExtractor(Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def _join(seqs: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the first ``sizes`` steps of the sequences (N, S, ...), one after another."""
+    if min(sizes) == seqs.size(1):
+        return seqs.flatten(0, 1)
+
+    return torch.cat([seq[:size] for seq, size in zip(seqs, sizes, strict=True)])
 
 
 @final
@@ -249,9 +293,9 @@ class HubertFrontend(Module):
 
         self.dropout = Dropout(dropout_p)
 
-    def extract(self, waveforms: Tensor, num_samples: Sequence[int] | None) -> Tensor:
+    def extract(self, waveforms: Tensor, num_samples: Sequence[int] | None, *, skip_padding: bool = False) -> Tensor:
         """Return the convolutions' output. *Shape:* (N, T, C)."""
-        return self.feature_extractor(waveforms, num_samples)
+        return self.feature_extractor(waveforms, num_samples, skip_padding=skip_padding)
 
     def project(self, features: Tensor) -> Tensor:
         """Normalise and project the convolutions' output (N, T, C) to *shape* (N, T, M), ready for masking."""

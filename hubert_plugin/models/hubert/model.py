@@ -59,7 +59,7 @@ class HubertFeatures:
     """The outputs of the layers that were asked for. *Shape of each:* (N, T, M)."""
 
     conv_features: Tensor | None = None
-    """The output of the convolutions. *Shape:* (N, T, C)."""
+    """The output of the convolutions; zeros at padded frames. *Shape:* (N, T, C)."""
 
 
 @final
@@ -107,6 +107,7 @@ class HubertModel(Module):
         :param heads: The indices of the heads that predict; ``None``: all. The parameters of the others, and of layers
             that no head needs, get zero gradients.
         """
+        # With padding, which fairseq's penalty sees as well (`hubert.py:447`).
         features = self.encoder_frontend.extract(waveforms, num_samples)
 
         penalty = features.float().square().mean()
@@ -205,7 +206,7 @@ class HubertModel(Module):
         :param taps: The layers whose outputs are returned too; 0 is the input of the first layer.
         :param temporal_mask: True at frames to mask. *Shape:* (N, T).
         """
-        features = self.encoder_frontend.extract(waveforms, num_samples)
+        features = self.encoder_frontend.extract(waveforms, num_samples, skip_padding=True)
 
         seqs, layout = self._project(features, num_samples)
 

@@ -86,7 +86,7 @@ class HubertCtcModel(Module):
 
         frontend = hubert.encoder_frontend
 
-        seqs = frontend.project(frontend.extract(waveforms, num_samples))
+        seqs = frontend.project(frontend.extract(waveforms, num_samples, skip_padding=True))
 
         layout = BatchLayout.of(seqs, None if num_samples is None else [frames.num_frames(n) for n in num_samples])
 
