@@ -32,6 +32,7 @@ from hubert_plugin.models.hubert_ctc.parallel import (
 from hubert_plugin.models.interop.family import register_hubert_family
 from hubert_plugin.tasks.hubert_ctc import register_hubert_ctc
 from hubert_plugin.tasks.hubert_pretrain import register_hubert_pretrain
+from hubert_plugin.tasks.muon import register_muon
 from hubert_plugin.tasks.tri_stage import register_tri_stage_steps
 from hubert_plugin.text.family import register_tokenizers
 from hubert_plugin.units.register import register_units
@@ -58,6 +59,8 @@ def setup_fairseq2_extension(container: DependencyContainer) -> None:
     register_hubert_ctc(container)
 
     register_tri_stage_steps(container)
+
+    register_muon(container)
 
     register_package_assets(container, "hubert_plugin.assets.cards")
 

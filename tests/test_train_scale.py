@@ -7,7 +7,9 @@ from shutil import which
 
 import pytest
 from builders import NO_DROPOUT, load_weights, make_corpus, pretrain_config, read_metrics, write_config
-from processes import command_server, pretrain_args, start_pretrain_ranks, wait_for_all, wait_until
+from processes import assert_answer, command_server, pretrain_args, start_pretrain_ranks, wait_for_all, wait_until
+
+SHARDED = ["trainer.data_parallelism=fsdp", "optimizer.name=adamw"]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,14 @@ def test_sharded_parameters_give_the_losses_of_whole_ones(corpus: Path, tmp_path
         pretrain_config(corpus, model={"config_overrides": NO_DROPOUT}, regime={"num_steps": 4}),
     )
 
-    wait_for_all(start_pretrain_ranks(tmp_path / "ddp", file, 2))
-    wait_for_all(start_pretrain_ranks(tmp_path / "fsdp", file, 2, "trainer.data_parallelism=fsdp"))
+    wait_for_all(start_pretrain_ranks(tmp_path / "ddp", file, 2, "optimizer.name=adamw"))
+    wait_for_all(start_pretrain_ranks(tmp_path / "fsdp", file, 2, *SHARDED))
 
     assert len(losses(tmp_path / "fsdp")) == 4
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-3)
 
     # The other way round is refused: the checkpoint is in two parts.
-    (run, other) = start_pretrain_ranks(tmp_path / "fsdp", file, 2, "regime.num_steps=8")
+    (run, other) = start_pretrain_ranks(tmp_path / "fsdp", file, 2, "optimizer.name=adamw", "regime.num_steps=8")
 
     assert run.wait() == 2 and other.wait() == 2
     assert "sharded over 2 processes (FSDP), but is to be whole" in run.text
@@ -64,9 +66,19 @@ def test_sharded_parameters_go_with_layers_that_one_rank_only_drops(corpus: Path
         ),
     )
 
-    wait_for_all(start_pretrain_ranks(tmp_path / "out", file, 2, "trainer.data_parallelism=fsdp"))
+    wait_for_all(start_pretrain_ranks(tmp_path / "out", file, 2, *SHARDED))
 
     assert len(losses(tmp_path / "out")) == 8
+
+
+def test_muon_refuses_sharded_parameters(corpus: Path, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "config.yaml", pretrain_config(corpus, regime={"num_steps": 4}))
+
+    (run, other) = start_pretrain_ranks(tmp_path / "out", file, 2, "trainer.data_parallelism=fsdp")
+
+    assert run.wait() == 2 and other.wait() == 2
+
+    assert_answer(run, ["needs whole matrices", "Set `optimizer.name=adamw`"])
 
 
 @pytest.mark.slow

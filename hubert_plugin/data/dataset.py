@@ -89,8 +89,8 @@ class LabelMakingConfig:
 
 
 @dataclass(kw_only=True)
-class HubertDatasetSection(DatasetSection):
-    """Which audio and which labels a recipe uses."""
+class SpeechDatasetSection(DatasetSection):
+    """Which audio a recipe trains on."""
 
     name: str | None = DEMO_DATASET
     """The name of a dataset card."""
@@ -106,18 +106,6 @@ class HubertDatasetSection(DatasetSection):
 
     valid_split: str | None = "valid"
     """The split that is validated on; ``None``: no validation."""
-
-    label_dir: Path | None = None
-    """The folder with ``SPLIT.NAME`` labels and ``dict.NAME.txt``. ``None``: beside the manifest."""
-
-    labels: list[str] = field(default_factory=list)
-    """The names of the label sets. Empty: the card's; if it has none, labels are made as ``label_making`` says."""
-
-    label_rates: dict[str, int] = field(default_factory=dict)
-    """Labels per second (50 or 100) by label set, where neither a provenance record nor the lengths tell."""
-
-    label_making: LabelMakingConfig = field(default_factory=LabelMakingConfig)
-    """How labels are made where none are named."""
 
     demo: DemoCorpusConfig = field(default_factory=DemoCorpusConfig)
     """Size, level and seed of the embedded corpus."""
@@ -138,17 +126,45 @@ class HubertDatasetSection(DatasetSection):
         if self.sample_rate_policy not in ("resample", "refuse"):
             result.add_error(f"`sample_rate_policy` must be 'resample' or 'refuse', not '{self.sample_rate_policy}'.")
 
-        if self.on_bad_audio not in ("raise", "skip"):
-            result.add_error(f"`on_bad_audio` must be 'raise' or 'skip', but is '{self.on_bad_audio}' instead.")
+        self.check_policies(result, "on_bad_audio")
+
+        return result
+
+    def check_policies(self, result: ValidationResult, *names: str) -> None:
+        """Add an error for each option of ``names`` that is neither ``raise`` nor ``skip``."""
+        for name in names:
+            if getattr(self, name) not in ("raise", "skip"):
+                result.add_error(f"`{name}` must be 'raise' or 'skip', but is '{getattr(self, name)}' instead.")
+
+    def audio_policy(self, *, normalize: bool) -> AudioPolicy:
+        """Return how audio is read; ``normalize`` is the model's wish."""
+        return AudioPolicy(sample_rate=self.sample_rate_policy, normalize=normalize)  # type: ignore[arg-type]
+
+
+@dataclass(kw_only=True)
+class HubertDatasetSection(SpeechDatasetSection):
+    """Which audio and which labels a recipe uses."""
+
+    label_dir: Path | None = None
+    """The folder with ``SPLIT.NAME`` labels and ``dict.NAME.txt``. ``None``: beside the manifest."""
+
+    labels: list[str] = field(default_factory=list)
+    """The names of the label sets. Empty: the card's; if it has none, labels are made as ``label_making`` says."""
+
+    label_rates: dict[str, int] = field(default_factory=dict)
+    """Labels per second (50 or 100) by label set, where neither a provenance record nor the lengths tell."""
+
+    label_making: LabelMakingConfig = field(default_factory=LabelMakingConfig)
+    """How labels are made where none are named."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = super().validate()
 
         if self.label_making.num_clusters < 2:
             result.add_error("`label_making.num_clusters` must be greater than or equal to 2.")
 
         return result
-
-    def audio_policy(self, *, normalize: bool) -> AudioPolicy:
-        """Return how audio is read; ``normalize`` is the model's wish."""
-        return AudioPolicy(sample_rate=self.sample_rate_policy, normalize=normalize)  # type: ignore[arg-type]
 
 
 def register_hubert_dataset_family(container: DependencyContainer) -> None:

@@ -6,15 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 from fairseq2.recipe.config import (
-    ADAMW_OPTIMIZER,
     POLYNOMIAL_DECAY_LR,
-    AdamWConfig,
     CommonSection,
     GangSection,
     LRSchedulerSection,
     MixedPrecisionConfig,
     ModelSection,
-    OptimizerSection,
     PolynomialDecayLRConfig,
     RegimeSection,
     TrainerSection,
@@ -29,6 +26,7 @@ from hubert_plugin.registry import CriterionSection, TaskSection
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection
 from hubert_plugin.tasks.hubert_pretrain import HUBERT_PRETRAIN, HubertPretrainTaskConfig
 from hubert_plugin.tasks.init_model import InitSection
+from hubert_plugin.tasks.muon import MUON_OPTIMIZER, HubertOptimizerSection, MuonConfig
 from hubert_plugin.tasks.nonfinite import NonFiniteSection
 from hubert_plugin.tasks.report import ReportSection
 
@@ -77,11 +75,9 @@ class HubertPretrainConfig:
         )
     )
 
-    optimizer: OptimizerSection = field(
-        default_factory=lambda: OptimizerSection(
-            name=ADAMW_OPTIMIZER,
-            config=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, impl="fused"),
-        )
+    # The papers' presets use AdamW; the demo's convolutions have little time to learn.
+    optimizer: HubertOptimizerSection = field(
+        default_factory=lambda: HubertOptimizerSection(name=MUON_OPTIMIZER, config=MuonConfig())
     )
 
     lr_scheduler: LRSchedulerSection = field(
