@@ -422,14 +422,29 @@ def test_a_training_run_is_not_written_into(corpus: Path, tmp_path: Path) -> Non
     assert_answer(run, ["holds a training run"])
 
 
-def test_a_broken_file_in_a_folder_is_named_with_what_helps_here(corpus: Path, tmp_path: Path) -> None:
-    broken = make_corpus(tmp_path / "broken", num_train=1, num_valid=2, seconds=(0.5, 0.6))
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_a_file_without_a_readable_header_is_named_or_skipped(kind: str, tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path / "broken", num_train=1, num_valid=2, seconds=(0.5, 0.6)) / "wav"
 
-    next((broken / "wav").rglob("valid01.wav")).write_bytes(b"RIFF")
+    (broken,) = folder.rglob("valid01.wav")
 
-    run = transcribe(tmp_path / "out", f"model={MODEL}", f"input={broken / 'wav'}")
+    broken.write_bytes(b"RIFF")
 
-    assert_answer(run, ["valid01.wav", "name the other files as `input`"])
+    what = f"input={folder}" if kind == "folder" else f"input=[{','.join(map(str, sorted(folder.rglob('*.wav'))))}]"
+
+    run = transcribe(tmp_path / "refused", f"model={MODEL}", what)
+
+    assert_answer(run, ["valid01.wav", "set `on_bad_audio=skip` to give them an empty transcript"])
 
     # That is a key of `manifest`.
     assert "on_error" not in run.text
+
+    done(transcribe(tmp_path / "out", f"model={MODEL}", what, "on_bad_audio=skip"))
+
+    rows = [json.loads(line) for line in (tmp_path / "out/transcripts.jsonl").read_text().splitlines()]
+
+    assert {Path(row["id"]).name: "error" in row for row in rows} == {
+        "train00.wav": False,
+        "valid00.wav": False,
+        "valid01.wav": True,
+    }

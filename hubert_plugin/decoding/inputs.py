@@ -25,6 +25,8 @@ STDIN: Final = "-"
 STDIN_ID: Final = "stdin"
 """The id of what came on standard input."""
 
+_REMEDY: Final = "Mend or remove them, or set `on_bad_audio=skip` to give them an empty transcript:"
+
 
 @dataclass(frozen=True)
 class AudioInput:
@@ -55,6 +57,7 @@ def open_input(
     names: Sequence[str],
     policy: AudioPolicy,
     *,
+    keep_unreadable: bool = False,
     num_processes: int = 1,
     stdin: Callable[[], bytes] | None = None,
 ) -> AudioInput:
@@ -62,6 +65,8 @@ def open_input(
 
     :param names: Audio files; or one folder or archive of audio; or one manifest (``FOLDER/SPLIT.tsv``); or ``-``.
     :param policy: What to do about other sample rates. Waveforms are not normalised, whatever it says.
+    :param keep_unreadable: If true, files whose headers cannot be read are taken in with a length of zero: reading them
+        tells what is wrong.
     :param num_processes: How many processes share them: standard input is for one alone.
     :param stdin: Gives what came on standard input.
     :raises ConfigError: There is nothing of that name, or these names do not go together.
@@ -94,12 +99,12 @@ def open_input(
         return open_manifest(read_manifest(paths[0].parent, paths[0].stem), policy)
 
     if len(paths) == 1 and (paths[0].is_dir() or paths[0].suffix.lower() in (".zip", ".tar")):
-        return _open_folder(paths[0], policy)
+        return _open_folder(paths[0], policy, keep_unreadable)
 
     if folders := [p for p in paths if p.is_dir()]:
         raise ConfigError(f"`input` must be one folder, or files, but names several and the folder '{folders[0]}'.")
 
-    return _open_files(paths, policy)
+    return _open_files(paths, policy, keep_unreadable)
 
 
 def open_manifest(manifest: Manifest, policy: AudioPolicy) -> AudioInput:
@@ -117,34 +122,42 @@ def open_manifest(manifest: Manifest, policy: AudioPolicy) -> AudioInput:
     )
 
 
-def _open_folder(folder: Path, policy: AudioPolicy) -> AudioInput:
-    result = scan_audio(
-        folder, ScanOptions(policy=policy, remedy="Mend or remove them, or name the other files as `input`:")
-    )
+def _open_folder(folder: Path, policy: AudioPolicy, keep_unreadable: bool) -> AudioInput:
+    options = ScanOptions(policy=policy, on_error="skip" if keep_unreadable else "raise", remedy=_REMEDY)
+
+    result = scan_audio(folder, options)
 
     assert result is not None  # nothing asked it to stop
 
-    utterances = result.utterances
+    found = [(u.name, u.ref, u.num_samples) for u in result.utterances]
+
+    found += [(ref, ref, 0) for ref, _ in result.skipped]
+
+    found.sort()
 
     def read(idx: int) -> NDArray[np.float32]:
-        return read_waveform(result.root, utterances[idx].ref, policy)
+        return read_waveform(result.root, found[idx][1], policy)
 
-    ids, sizes = [u.name for u in utterances], [u.num_samples for u in utterances]
+    ids, sizes = [name for name, _, _ in found], [size for _, _, size in found]
 
     return AudioInput(ids, sizes, read, {"folder": str(folder.absolute()), "fingerprint": _fingerprint(ids, sizes)})
 
 
-def _open_files(paths: Sequence[Path], policy: AudioPolicy) -> AudioInput:
+def _open_files(paths: Sequence[Path], policy: AudioPolicy, keep_unreadable: bool) -> AudioInput:
     sizes, problems = [], []
 
     for path in paths:
         try:
             sizes.append(probe_audio(path.parent, path.name).num_samples)
         except AudioError as ex:
+            sizes.append(0)
+
             problems.append(str(ex))
 
-    if problems:
-        raise AudioError(format_problems(f"{len(problems)} of {len(paths)} audio files cannot be used:", problems))
+    if problems and not keep_unreadable:
+        raise AudioError(
+            format_problems(f"{len(problems)} of {len(paths)} audio files cannot be used. {_REMEDY}", problems)
+        )
 
     def read(idx: int) -> NDArray[np.float32]:
         return read_waveform(paths[idx].parent, paths[idx].name, policy)

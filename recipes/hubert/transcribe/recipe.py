@@ -120,7 +120,12 @@ def _create_job(context: RecipeContext, config: HubertTranscribeConfig) -> Job:
 def _open_input(context: RecipeContext, config: HubertTranscribeConfig) -> AudioInput:
     names = config.inputs or [str(ensure_demo_corpus(config.demo) / "valid.tsv")]
 
-    return open_input(names, config.audio, num_processes=context.gangs.root.size)
+    return open_input(
+        names,
+        config.audio,
+        keep_unreadable=config.on_bad_audio == "skip",
+        num_processes=context.gangs.root.size,
+    )
 
 
 def _load_model(context: RecipeContext, config: HubertTranscribeConfig) -> HubertCtcModel:
