@@ -137,6 +137,14 @@ def test_curves_are_read_from_what_a_run_recorded(tmp_path: Path) -> None:
     }
 
 
+def test_of_several_learning_rates_the_first_is_shown(tmp_path: Path) -> None:
+    _write_metrics(tmp_path, "train", [{"Step": 10, "Learning Rate": [0.1, 0.2]}, {"Step": 20, "Learning Rate": 0.05}])
+
+    (curve,) = read_curves(tmp_path)
+
+    assert (curve.metric, curve.values) == ("learning_rate", [0.1, 0.05])
+
+
 def test_a_run_without_records_has_no_curves(tmp_path: Path) -> None:
     assert read_curves(tmp_path) == []
 

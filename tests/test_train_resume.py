@@ -53,7 +53,10 @@ def by_step(output_dir: Path, kind: str = "train") -> dict[int, list[tuple[Any, 
     values: dict[int, list[tuple[Any, ...]]] = {}
 
     for record in read_metrics(output_dir, kind):
-        values.setdefault(record["Step"], []).append(tuple(record.get(k) for k in COMPARED))
+        # There is a learning rate for each group of parameters.
+        compared = [record.get(key) for key in COMPARED]
+
+        values.setdefault(record["Step"], []).append(tuple(tuple(v) if isinstance(v, list) else v for v in compared))
 
     return values
 

@@ -57,7 +57,7 @@ def read_curves(run_dir: Path) -> list[Curve]:
     """Return what a run recorded in ``metrics/train.jsonl`` and ``metrics/valid.jsonl``; empty if there is nothing.
 
     A run that was resumed records some updates twice: the later record counts. A last line that was cut by a kill is
-    passed over.
+    passed over. Of several learning rates, one for each group of parameters, the first is shown.
     """
     curves = []
 
@@ -65,7 +65,7 @@ def read_curves(run_dir: Path) -> list[Curve]:
         records = _read_records(run_dir / "metrics" / f"{split}.jsonl")
 
         for name, metric in _METRICS.items():
-            points = {step: r[name] for step, r in records.items() if name in r}
+            points = {step: _first(r[name]) for step, r in records.items() if name in r}
 
             if points:
                 steps = _thin(sorted(points))
@@ -75,6 +75,10 @@ def read_curves(run_dir: Path) -> list[Curve]:
                 curves.append(Curve(split=split, metric=metric, steps=steps, values=values))
 
     return curves
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else value
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
