@@ -15,11 +15,13 @@ from fairseq2.nn import BatchLayout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import Module
 
 import hubert_plugin  # noqa: F401 - preloads libsndfile
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.attention import HubertSDPA
 from hubert_plugin.models.hubert.compile import compile_hubert
+from hubert_plugin.models.hubert.encoder import HubertEncoder
 from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.models.hubert.model import HubertFeatures, HubertModel
 from hubert_plugin.models.hubert.packing import FramePacking
@@ -190,6 +192,26 @@ def test_packing_is_known_to_be_possible_on_cpus_only_without_flash_attention() 
     assert sdpa.supports_packing(torch.device("cpu"))
 
     assert not sdpa.supports_packing(torch.device("cuda"))
+
+
+def test_layers_that_are_not_known_to_take_packed_frames_get_padded_ones() -> None:
+    class Layer(Module):
+        """As a plugin may bring it: looks at the frames of a row."""
+
+        def forward(self, seqs: Tensor, layout: BatchLayout, bias_cache: object) -> Tensor:
+            assert seqs.dim() == 3
+
+            return seqs + 1.0
+
+    known = create().encoder.layers[0]
+
+    encoder = HubertEncoder([known, Layer()], None, layer_drop_p=0.0)  # type: ignore[list-item]
+
+    seqs = torch.randn(2, 5, 32, dtype=torch.float64)
+
+    output, _ = encoder(seqs, BatchLayout((2, 5), [5, 3]))
+
+    assert output.shape == seqs.shape
 
 
 def test_a_compiled_model_is_not_packed() -> None:

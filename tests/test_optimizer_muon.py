@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 from builders import tiny_config
-from torch.nn import Parameter
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn import Module, Parameter, Sequential
 from torch.optim import AdamW, Muon
 
 import hubert_plugin  # noqa: F401 - preloads libsndfile
+from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.tasks.muon import MuonAdamW, MuonConfig, create_muon, orthogonalize
 
@@ -128,6 +130,61 @@ def test_frozen_convolutions_leave_adamw_alone() -> None:
         param.requires_grad_(False)
 
     assert [group["is_matrices"] for group in create_muon(model, MuonConfig()).param_groups] == [False]
+
+
+def test_the_first_version_of_fsdp_is_refused_too() -> None:
+    """It wants an accelerator: here stands what it leaves to be seen, a module around plain parameters."""
+    wrapper = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+
+    Module.__init__(wrapper)
+
+    wrapper._modules["_fsdp_wrapped_module"] = create_hubert_model(tiny_config())
+
+    with pytest.raises(ConfigError, match="needs whole matrices"):
+        create_muon(Sequential(wrapper), MuonConfig())
+
+
+def test_an_update_that_overflows_in_float16_changes_nothing() -> None:
+    params = make_params()
+
+    optimizer = MuonAdamW(params[:2], params[2:], MuonConfig())
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def update(step: int, *, overflow: bool) -> None:
+        set_gradients(params, step)
+
+        for param in params:
+            assert param.grad is not None
+
+            param.grad *= scaler.get_scale()
+
+        if overflow:
+            params[0].grad[0, 0] = torch.inf  # type: ignore[index]
+
+        # The scaler wants to have scaled something.
+        scaler.scale(torch.zeros(()))
+        scaler.step(optimizer)
+        scaler.update()
+
+    before = copy.deepcopy(params)
+
+    update(0, overflow=True)
+
+    for param, expected in zip(params, before, strict=True):
+        assert torch.equal(param, expected)
+
+    # What is not scaled gives the same updates as what is.
+    update(1, overflow=False)
+
+    plain = MuonAdamW(before[:2], before[2:], MuonConfig())
+
+    set_gradients(before, 1)
+
+    plain.step()
+
+    for param, expected in zip(params, before, strict=True):
+        torch.testing.assert_close(param, expected)
 
 
 def test_zero_gradients_are_no_numbers_out_of_nothing() -> None:

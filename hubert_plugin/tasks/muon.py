@@ -21,6 +21,7 @@ from fairseq2.recipe.config import OptimizerSection
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn import Module, Parameter
 from torch.optim import AdamW, Optimizer
@@ -106,6 +107,9 @@ class MuonAdamW(AdamW):
             weight_decay=config.weight_decay,
             fused=True,
         )
+
+        # Fused AdamW looks for overflows in float16 by itself, Muon does not: the scaler is to skip such updates.
+        self._step_supports_amp_scaling = False
 
     @override
     @torch.no_grad()
@@ -196,7 +200,10 @@ def create_muon(model: Module, config: MuonConfig) -> MuonAdamW:
     """
     params = list(model.parameters())
 
-    if any(isinstance(p, DTensor) for p in params):
+    # Of FSDP's two versions, one shards the parameters themselves, the other one wraps modules.
+    if any(isinstance(p, DTensor) for p in params) or any(
+        isinstance(m, FullyShardedDataParallel) for m in model.modules()
+    ):
         raise ConfigError(
             "`optimizer.name` is 'muon', which needs whole matrices, but `trainer.data_parallelism=fsdp` shards them. "
             "Set `optimizer.name=adamw`, or `trainer.data_parallelism=ddp`."

@@ -75,8 +75,8 @@ class HubertEncoder(Module):
         # Whether padded batches are packed where attention allows it.
         self.pack = True
 
-        # In a list, so that it is not registered twice.
-        self._attention = [m for m in self.layers.modules() if isinstance(m, HubertSDPA)][:1]
+        # In a list, so that they are not registered twice.
+        self._attention = [[m for m in layer.modules() if isinstance(m, HubertSDPA)] for layer in layers]
 
     def forward(
         self,
@@ -149,7 +149,8 @@ class HubertEncoder(Module):
         if not self.pack or not layout.padded or layout.packed:
             return None
 
-        if not all(attention.supports_packing(seqs.device) for attention in self._attention):
+        # A layer of a plugin may look at its frames by rows: only what is known to take packed ones gets them.
+        if not all(found and found[0].supports_packing(seqs.device) for found in self._attention):
             return None
 
         return FramePacking(layout)
