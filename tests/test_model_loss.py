@@ -65,18 +65,21 @@ def naive(model: HubertModel, batch: HubertBatch, alpha: float) -> tuple[Tensor,
     """The whole loss from the encoder's layers: label sets, layers, weights, α, penalty, normaliser."""
     num_layers = model.config.num_layers
 
+    num_samples = batch.num_samples if batch.padded else None
+
     features = model.encode(
         batch.waveforms,
-        batch.num_samples if batch.padded else None,
+        num_samples,
         taps=range(num_layers + 1),
         temporal_mask=batch.temporal_mask,
     )
 
-    assert features.conv_features is not None
+    # The mean is over padding, too (`hubert.py:447`); `encode` does not compute it.
+    conv_features = model.encoder_frontend.extract(batch.waveforms, num_samples)
 
     num_targets = (batch.num_masked if alpha > 0 else 0) + (batch.num_unmasked if alpha < 1 else 0)
 
-    total = 10.0 * num_targets * features.conv_features.float().square().mean()
+    total = 10.0 * num_targets * conv_features.float().square().mean()
 
     for k, head in enumerate(model.config.heads):
         layer = head.layer or num_layers
