@@ -89,11 +89,14 @@ def test_compiled_layers_give_the_losses_of_plain_ones(corpus: Path, tmp_path: P
         pretrain_config(corpus, model={"config_overrides": NO_DROPOUT}, regime={"num_steps": 8}),
     )
 
-    run = command_server().pretrain(tmp_path / "plain", file)
+    # Muon rounds to bfloat16, which makes more of differences in rounding than there is.
+    run = command_server().pretrain(tmp_path / "plain", file, "optimizer.name=adamw")
 
     assert run.poll() == 0, run.raw[-3000:]
 
-    run = command_server().start(*pretrain_args(tmp_path / "compiled", file, "model.compile=true"))
+    run = command_server().start(
+        *pretrain_args(tmp_path / "compiled", file, "model.compile=true", "optimizer.name=adamw")
+    )
 
     wait_until(lambda: run.poll() is not None, 400.0, run)
 
