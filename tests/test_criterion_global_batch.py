@@ -89,7 +89,8 @@ def test_global_batch_gives_equal_training_on_one_rank_and_two(corpus: Path, tmp
     config = write_config(
         tmp_path / "config.yaml",
         pretrain_config(
-            corpus, model={"config_overrides": NO_DROPOUT}, task={"config": {"global_batch_seconds": 12.0}},
+            corpus, model={"config_overrides": NO_DROPOUT}, optimizer={"name": "adamw"},
+            task={"config": {"global_batch_seconds": 12.0}},
             regime={"num_steps": 6, "validate_every_n_steps": 6, "checkpoint_every_n_steps": 6},
         ),
     )  # fmt: skip
