@@ -31,6 +31,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.machine import describe_machine, print_machine
+from benchmarks.train_step import choose_dtypes
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model
@@ -121,7 +122,7 @@ def main() -> None:
 
     model = create_hubert_model(config)
 
-    for dtype_name in ("fp32", "bf16") if args.dtype in (None, "both") else (args.dtype,):
+    for dtype_name in choose_dtypes(args, device):
         problem = Problem(model, lengths, DTYPES[dtype_name], device)
 
         difference = problem.difference()

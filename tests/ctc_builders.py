@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from builders import TINY_MODEL
+from builders import tiny_config
 from fairseq2.metrics import MetricBag
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,21 +16,13 @@ from hubert_plugin.criteria.ctc import CtcConfig, CtcCriterion
 from hubert_plugin.data.ctc_batch import CtcBatch, collate_ctc
 from hubert_plugin.data.ctc_loader import CtcMaskConfig
 from hubert_plugin.data.masks import MaskConfig, sample_mask
-from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
 
 SYMBOLS = ["<s>", "|", "A", "B", "C"]
 
 
 def small_config(**overrides: Any) -> HubertCtcConfig:
-    encoder = HubertConfig(
-        **{**TINY_MODEL, "conv_layers": [tuple(layer) for layer in TINY_MODEL["conv_layers"]]},
-        dropout_p=0.0,
-        attn_dropout_p=0.0,
-        input_dropout_p=0.0,
-        layer_drop_p=0.0,
-        feature_grad_scale=0.0,
-    )
+    encoder = tiny_config(feature_grad_scale=0.0, heads=[])
 
     return HubertCtcConfig(encoder=encoder, vocab_size=len(SYMBOLS), symbols=list(SYMBOLS), **overrides)
 

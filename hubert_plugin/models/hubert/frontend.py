@@ -294,7 +294,12 @@ class HubertFrontend(Module):
         self.dropout = Dropout(dropout_p)
 
     def extract(self, waveforms: Tensor, num_samples: Sequence[int] | None, *, skip_padding: bool = False) -> Tensor:
-        """Return the convolutions' output. *Shape:* (N, T, C)."""
+        """Return the convolutions' output. *Shape:* (N, T, C).
+
+        :param waveforms: *Shape:* (N, n).
+        :param num_samples: The length of each row; ``None``: no row is padded.
+        :param skip_padding: If true, padded frames are zeros; else what fairseq's feature penalty sees there.
+        """
         return self.feature_extractor(waveforms, num_samples, skip_padding=skip_padding)
 
     def project(self, features: Tensor) -> Tensor:
