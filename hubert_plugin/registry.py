@@ -260,6 +260,21 @@ def without_leftovers(resolver: DependencyResolver, kls: type, name: str, config
     return {key: value for key, value in config.items() if key in own or key not in known_elsewhere}
 
 
+def prepare_section(section: Any, resolver: DependencyResolver, kls: type) -> None:
+    """Make ready a section of fairseq2's that names a component, before it is structured.
+
+    :param section: Has ``name`` and ``config``.
+    :param kls: The interface of its components.
+    :raises ConfigError: No component has the name; tells the nearest.
+    """
+    names = known_names(resolver, kls)
+
+    if section.name not in names:
+        raise unknown_name_error(kls.__name__, section.name, names)
+
+    section.config = without_leftovers(resolver, kls, section.name, section.config)
+
+
 def _field_names(kls: type) -> set[str]:
     # fairseq2 has components without a configuration.
     return {f.name for f in fields(kls)} if is_dataclass(kls) else set()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny_config
+from processes import assert_answer, command_server
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import Module, Parameter, Sequential
 from torch.optim import AdamW, Muon
@@ -130,6 +132,17 @@ def test_frozen_convolutions_leave_adamw_alone() -> None:
         param.requires_grad_(False)
 
     assert [group["is_matrices"] for group in create_muon(model, MuonConfig()).param_groups] == [False]
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "nearest"), [("optimizer", "moun", "muon"), ("lr_scheduler", "tri_stag", "tri_stage")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(key: str, name: str, nearest: str, tmp_path: Path) -> None:
+    verb = "pretrain" if key == "optimizer" else "finetune"
+
+    run = command_server().run("recipe", "hubert", verb, str(tmp_path), "--no-rich", "--config", f"{key}.name={name}")
+
+    assert_answer(run, [f"'{name}'", f"'{nearest}'"])
 
 
 def test_the_first_version_of_fsdp_is_refused_too() -> None:

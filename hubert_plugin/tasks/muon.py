@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.frontend import ConvFeatureExtractor, ConvLayer
-from hubert_plugin.registry import without_leftovers
+from hubert_plugin.registry import prepare_section
 from hubert_plugin.tasks.cpu import has_bfloat16_units
 
 MUON_OPTIMIZER: Final = "muon"
@@ -81,7 +81,7 @@ class HubertOptimizerSection(OptimizerSection):
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
-        self.config = without_leftovers(resolver, Optimizer, self.name, self.config)
+        prepare_section(self, resolver, Optimizer)
 
         super().structure(resolver)
 

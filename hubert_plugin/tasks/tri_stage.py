@@ -17,7 +17,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from hubert_plugin.registry import without_leftovers
+from hubert_plugin.registry import prepare_section
 
 TRI_STAGE_STEPS: Final = "tri_stage_steps"
 
@@ -61,7 +61,7 @@ class HubertLRSchedulerSection(LRSchedulerSection):
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
-        self.config = without_leftovers(resolver, LRScheduler, self.name, self.config)
+        prepare_section(self, resolver, LRScheduler)
 
         super().structure(resolver)
 
