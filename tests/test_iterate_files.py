@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -42,6 +43,18 @@ def test_a_deleted_or_altered_result_is_made_again(
 
     # The report tells times, and those of what was done again are others.
     assert made.done() == again
+
+
+def test_a_step_made_again_in_as_long_a_time_is_told_by_the_report(made: Refinement) -> None:
+    path = made.out / "state/round1-analyze.json"
+
+    record = json.loads(path.read_text())
+
+    path.write_text(json.dumps(record | {"started": "2026-01-01T00:00:00+00:00"}))
+
+    made.run()
+
+    assert made.done() == ["report"]
 
 
 def test_a_deleted_folder_is_made_again(made: Refinement) -> None:

@@ -255,9 +255,12 @@ def _report(shop: Workshop) -> Work:
         if key != REPORT:
             record = read_record(shop.out, key)
 
-            # What is left counts, and the times that the page shows; not, how often it was looked at.
+            # What is left counts, and the times that the page shows (two runs may take equally long, but do not start
+            # together); not, how often it was looked at.
             if record is not None:
-                inputs[shop.steps[key].title] = _digest([dict(record.outputs), record.seconds, record.status])
+                inputs[shop.steps[key].title] = _digest(
+                    [dict(record.outputs), record.started, record.seconds, record.status]
+                )
 
     for idx, choice in shop.choices.items():
         inputs[f"the choice of {shop.config.round_name(idx)}"] = _digest([choice.layer, choice.reason])
