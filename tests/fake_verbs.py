@@ -107,7 +107,9 @@ def analyze(out: Path, options: dict[str, str], seed: str) -> None:
         for space in ("mfcc", "L1", "L2", "L3", "L4")
     }
 
-    write(out / "analysis.json", json.dumps({"corpus": {}, "label_sets": {}, "spaces": spaces}))
+    labels = {"km": {"quality": {"pnmi": value("km"), "num_units": int(sizes[0])}}}
+
+    write(out / "analysis.json", json.dumps({"corpus": {}, "label_sets": labels, "spaces": spaces}))
 
 
 def report(out: Path) -> None:

@@ -30,7 +30,7 @@ from hubert_plugin.demo import frame_phones
 from hubert_plugin.errors import ConfigError, LabelError, UnitModelError
 from hubert_plugin.registry import Features, Waveform
 from hubert_plugin.units.kmeans import KMeansFitter
-from hubert_plugin.units.mfcc import MfccConfig, MfccSource
+from hubert_plugin.units.mfcc import MfccConfig, MfccSource, mfcc
 from hubert_plugin.units.stream import ArrayFeatureStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -268,12 +268,19 @@ def test_layer_quality_is_that_of_each_layer_by_itself(data_dir: Path) -> None:
         Utterances(list(segments), lambda i: waveforms[i], indices) for indices in (range(8), range(8, 12))
     )
 
-    quality = layer_quality(model, fit_on, judge_on, segments, frame_phones, num_clusters=6, seed=3)
+    quality = layer_quality(model, fit_on, judge_on, segments, frame_phones, num_clusters=6, seed=3, mfcc=True)
 
-    assert list(quality) == list(range(1, len(model.encoder.layers) + 1))
+    layers = range(1, len(model.encoder.layers) + 1)
 
-    for layer, found in quality.items():
-        features = [f.numpy() for f in model.extract_features(waveforms, layer=layer)]
+    expected_features = {"mfcc": [mfcc(w)[::2] for w in waveforms]}
+
+    for layer in layers:
+        expected_features[f"L{layer}"] = [f.numpy() for f in model.extract_features(waveforms, layer=layer)]
+
+    assert list(quality) == list(expected_features)
+
+    for space, found in quality.items():
+        features = expected_features[space]
 
         stream = ArrayFeatureStream(features[:8], rate=50, description={})
 

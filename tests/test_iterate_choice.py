@@ -131,13 +131,18 @@ def test_the_layer_with_the_highest_pnmi_at_the_next_rounds_size_is_chosen_and_s
     assert f"Layer {best[1]} has the highest PNMI at K = 50" in text
 
     # And at the end, what came out of it all.
-    last = json.loads((made.out / "round2/analyze/analysis.json").read_text())["spaces"]
+    analyses = [json.loads((made.out / f"round{n}/analyze/analysis.json").read_text()) for n in (1, 2)]
+
+    units = [a["label_sets"]["km"]["quality"]["pnmi"] for a in analyses]
+
+    last = analyses[1]["spaces"]
 
     values = [s[b]["units"]["50"]["pnmi"] for s, b in ((spaces, "mfcc"), (spaces, best), (last, best_layer(last)))]
 
     assert (
         f"PNMI of the best layers at K = 50, on the validation split: MFCC {values[0]:.3f}, "
-        f"round1 {values[1]:.3f} ({best}), round2 {values[2]:.3f} ({best_layer(last)})."
+        f"round1 {values[1]:.3f} ({best}, from units of {units[0]:.3f}), "
+        f"round2 {values[2]:.3f} ({best_layer(last)}, from units of {units[1]:.3f})."
     ) in text
 
 

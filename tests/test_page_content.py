@@ -78,6 +78,10 @@ def test_the_rounds_are_compared_at_the_number_of_units_of_the_first(page: str) 
         assert f"best layer: {best.space[1:]}" in card and f"{best.pnmi:.3f}" in card and "K = 4" in card
         assert f"{best.pnmi - mfcc:+.3f} against MFCC" in card
 
+        (units,) = round_.unit_summaries
+
+        assert units.quality is not None and f"learned from units of {units.quality.pnmi:.3f}" in card
+
 
 def test_what_was_not_measured_is_said_to_be_so() -> None:
     bare = PageData(

@@ -15,12 +15,12 @@ from hubert_plugin.frames import num_labels
 from hubert_plugin.units.mfcc import MfccConfig, MfccSource, mfcc
 
 
-def reference(waveform: np.ndarray) -> np.ndarray:
+def reference(waveform: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """fairseq's ``dump_mfcc_feature.py``, by the library it uses."""
     if len(waveform) < 400:
         return np.empty((0, 39), np.float32)
 
-    static = kaldi.mfcc(torch.from_numpy(waveform)[None], sample_frequency=16_000, use_energy=False).T
+    static = kaldi.mfcc(torch.from_numpy(waveform)[None].to(dtype), sample_frequency=16_000, use_energy=False).T
 
     delta = compute_deltas(static)
 
@@ -66,7 +66,13 @@ def test_a_batch_equals_torchaudio_utterance_by_utterance(items: list[tuple[str,
 
     for features, waveform in zip(MfccSource().extract(waveforms), waveforms, strict=True):
         assert features.dtype == np.float32
-        np.testing.assert_allclose(features, reference(waveform), atol=2e-4, rtol=0)
+
+        expected = reference(waveform)
+
+        # Where a waveform has an offset or begins in a frame, the library's own single precision is off by up to 4e-4.
+        rounding = np.abs(expected - reference(waveform, torch.float64)).max(initial=0.0)
+
+        np.testing.assert_allclose(features, expected, atol=2e-4 + rounding, rtol=0)
 
 
 def test_what_else_is_in_the_batch_does_not_change_a_bit() -> None:

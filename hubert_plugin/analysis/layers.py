@@ -1,4 +1,4 @@
-"""Unit quality of a model's layers: cluster each layer, compare the units with phones.
+"""Unit quality of a model's layers, and of MFCC: cluster each, compare the units with phones.
 
 The audio is read once for all layers. Phones are read at the centre of a frame's window
 (``frames.frame_center_seconds``).
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hubert_plugin.analysis.alignments import Segments
 from hubert_plugin.analysis.purity import UnitQuality, unit_quality
-from hubert_plugin.analysis.spaces import layer_name, make_extractor
+from hubert_plugin.analysis.spaces import MFCC, layer_name, make_extractor
 from hubert_plugin.analysis.sweep import fit_spaces
 from hubert_plugin.analysis.utterances import Utterances as Utterances
 from hubert_plugin.models.hubert.model import HubertModel
@@ -35,32 +35,34 @@ def layer_quality(
     *,
     num_clusters: int,
     seed: int = 0,
+    mfcc: bool = False,
     half_precision: bool = False,
-) -> dict[int, UnitQuality]:
-    """Return the quality of the units of every layer, 1 to the last.
+) -> dict[str, UnitQuality]:
+    """Return the quality of the units of every layer by name, ``L1`` to the last, all fitted alike.
 
     :param fit_on: Utterances whose frames k-means is fitted on; read as the model wants them.
     :param judge_on: Other utterances, whose units are compared with phones.
     :param alignment: The phones of ``judge_on`` by utterance id.
+    :param mfcc: If true, the paper's MFCC are clustered, too (``mfcc``).
     :param half_precision: If true, the model runs in bfloat16: the features are clustered, not compared.
     """
     layers = range(1, len(model.encoder.layers) + 1)
 
-    extract = make_extractor(model, layers, half_precision=half_precision)
+    spaces = [*([MFCC] if mfcc else []), *map(layer_name, layers)]
+
+    extract = make_extractor(model, layers, mfcc=mfcc, half_precision=half_precision)
 
     unit_models = fit_spaces(extract, fit_on, [num_clusters], QUICK_KMEANS, seed=seed)
 
-    units: dict[int, list[Units]] = {layer: [] for layer in layers}
+    units: dict[str, list[Units]] = {space: [] for space in spaces}
 
     for idx in judge_on.indices:
         features = extract(judge_on.read(idx))
 
-        for layer in layers:
-            space = layer_name(layer)
+        for space in spaces:
+            units[space].append(unit_models[space, num_clusters, 0].assign(features[space])[0])
 
-            units[layer].append(unit_models[space, num_clusters, 0].assign(features[space])[0])
-
-    return {layer: compare_units(units[layer], judge_on, alignment, frame_phones) for layer in layers}
+    return {space: compare_units(units[space], judge_on, alignment, frame_phones) for space in spaces}
 
 
 def compare_units(

@@ -75,8 +75,11 @@ class HubertDataset:
 class LabelMakingConfig:
     """How labels are made where none are named."""
 
-    features: FeatureSourceSection = field(default_factory=lambda: FeatureSourceSection(name="mfcc"))
-    """The features that are clustered."""
+    features: FeatureSourceSection = field(
+        default_factory=lambda: FeatureSourceSection(name="mfcc", config={"utterance_norm": "mean_variance"})
+    )
+    """The features that are clustered: MFCC, of zero mean and unit variance in each utterance. (The paper's presets
+    name labels of their own, and ``cluster`` takes MFCC as they are.)"""
 
     num_clusters: int = 50
     """The number of units K."""

@@ -143,8 +143,12 @@ class _Gatherer:
     def _features(self, idx: int) -> str:
         features = self._config.features_of(idx)
 
+        norm = {"mean": ", centred per utterance", "mean_variance": ", normalised per utterance"}.get(
+            str(features.config.get("utterance_norm")), ""
+        )
+
         if features.name != HUBERT_LAYER:
-            return "MFCC" if features.name == "mfcc" else features.name
+            return ("MFCC" if features.name == "mfcc" else features.name) + norm
 
         layer: Any = features.layer
 
@@ -154,9 +158,9 @@ class _Gatherer:
             layer = chosen.get("layer", "(to be chosen)")
 
         if features.model == PREVIOUS:
-            return f"layer {layer} of {_title(self._config.round_name(idx - 1)).lower()}"
+            return f"layer {layer} of {_title(self._config.round_name(idx - 1)).lower()}{norm}"
 
-        return f"layer {layer} of {self._config.model_of(idx, features.model)}"
+        return f"layer {layer} of {self._config.model_of(idx, features.model)}{norm}"
 
     def _training(self, idx: int) -> str:
         section = self._config.rounds[idx].pretrain

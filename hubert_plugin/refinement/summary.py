@@ -13,7 +13,7 @@ from hubert_plugin.refinement.workshop import Workshop
 
 
 def summarize(shop: Workshop) -> list[str]:
-    """Compare the best layers of all rounds with MFCC by PNMI, at the largest number of units that all were measured
+    """Compare the best layers of all rounds with MFCC, and with the units they learned from, by PNMI, at the largest number of units that all were measured
     at; nothing where phone times are not known."""
     config = shop.config
 
@@ -49,7 +49,11 @@ def summarize(shop: Workshop) -> list[str]:
 
         best = max(values, key=lambda space: values[space])
 
-        parts.append(f"{name} {values[best]:.3f} ({best})")
+        learned_from = _labels(analysis, size)
+
+        units = "" if learned_from is None else f", from units of {learned_from:.3f}"
+
+        parts.append(f"{name} {values[best]:.3f} ({best}{units})")
 
     return [f"PNMI of the best layers at K = {size}, on the validation split: {', '.join(parts)}."]
 
@@ -60,5 +64,17 @@ def _sizes(analysis: Mapping[str, Any]) -> set[int]:
 
 def _mfcc(analysis: Mapping[str, Any], size: int) -> float | None:
     value = analysis.get("spaces", {}).get(MFCC, {}).get("units", {}).get(str(size), {}).get("pnmi")
+
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _labels(analysis: Mapping[str, Any], size: int) -> float | None:
+    """Return the PNMI of the label set that a round learned from, if it has one and of that size."""
+    found = [values.get("quality") or {} for values in analysis.get("label_sets", {}).values()]
+
+    if len(found) != 1 or found[0].get("num_units") != size:
+        return None
+
+    value = found[0].get("pnmi")
 
     return float(value) if isinstance(value, (int, float)) else None

@@ -3,6 +3,8 @@ missing are made on the way."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from hubert_plugin.data.dataset import HubertDataset, HubertDatasetSection
 from hubert_plugin.data.label_check import expected_counts
 from hubert_plugin.data.labels import LabelSet, open_labels
 from hubert_plugin.data.manifest import Manifest, read_manifest
+from hubert_plugin.data.provenance import comparable
 from hubert_plugin.errors import LabelError
 from hubert_plugin.registry import FeatureSource
 from hubert_plugin.tasks.demo_corpus import make_demo_corpus
@@ -98,7 +101,12 @@ def _prepare(
 
     name = "km"
 
-    label_dir = manifest_dir / "labels" / f"{making.features.name}_k{making.num_clusters}_seed{making.seed}"
+    source = create_feature_source()
+
+    # Labels of other features of the same kind are kept beside these.
+    kind = hashlib.sha256(json.dumps(comparable(source.describe()), sort_keys=True).encode()).hexdigest()[:6]
+
+    label_dir = manifest_dir / "labels" / f"{making.features.name}-{kind}_k{making.num_clusters}_seed{making.seed}"
 
     if is_first:
         with reporter:
@@ -107,7 +115,7 @@ def _prepare(
                 splits,
                 label_dir=label_dir,
                 name=name,
-                feature_source=create_feature_source(),
+                feature_source=source,
                 num_clusters=making.num_clusters,
                 max_frames=making.max_frames,
                 seed=making.seed,

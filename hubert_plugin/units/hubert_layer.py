@@ -25,6 +25,7 @@ from hubert_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 from hubert_plugin.models.fingerprint import folder_fingerprint
 from hubert_plugin.models.hubert.inference import DTYPES, LayerRangeError
 from hubert_plugin.registry import Features, FeatureSource, Waveform
+from hubert_plugin.units.utterance_norm import UtteranceNorm, check_norm, describe_norm, normalize_utterance
 
 HUBERT_LAYER_SOURCE: Final = "hubert_layer"
 """The name under which the source is registered."""
@@ -39,6 +40,9 @@ class HubertLayerConfig(Validatable):
 
     layer: int = 6
     """The 1-based layer whose output is used; 0 is the input of block 1. The paper: 6 for iteration 2, then 9."""
+
+    utterance_norm: UtteranceNorm = "none"
+    """What is taken out of each utterance's features: ``none`` (the paper), its ``mean``, or ``mean_variance``."""
 
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The precision of the model. Features come out in float32 in any case. Half precision suits GPUs."""
@@ -65,6 +69,8 @@ class HubertLayerConfig(Validatable):
 
         if self.layer < 0:
             result.add_error(f"`layer` must be 0 or greater, but is {self.layer} instead.")
+
+        check_norm(result, self.utterance_norm)
 
         if self.dtype not in DTYPES:
             result.add_error(f"`dtype` must be one of {', '.join(DTYPES)}, but is '{self.dtype}' instead.")
@@ -165,7 +171,9 @@ class HubertLayerSource(FeatureSource):
         if len(outputs) != len(waveforms):
             raise UnitModelError(f"The model returned features of {len(outputs)} of {len(waveforms)} utterances.")
 
-        return [o.detach().to(device="cpu", dtype=torch.float32).numpy() for o in outputs]
+        items = [o.detach().to(device="cpu", dtype=torch.float32).numpy() for o in outputs]
+
+        return [normalize_utterance(f, config.utterance_norm) for f in items]
 
     @override
     def describe(self) -> dict[str, object]:
@@ -178,6 +186,8 @@ class HubertLayerSource(FeatureSource):
             "layer": self._config.layer,
             "rate": self.rate,
         }
+
+        description |= describe_norm(self._config.utterance_norm)
 
         # What changes the features says so; what only changes how they are computed does not.
         if self._config.dtype != "fp32":

@@ -25,6 +25,7 @@ from hubert_plugin.registry import Features, FeatureSource, Waveform
 from hubert_plugin.units.cepstra import NUM_CEPSTRA, Differences, cepstra, splice
 from hubert_plugin.units.device import parse_device
 from hubert_plugin.units.threads import one_thread
+from hubert_plugin.units.utterance_norm import UtteranceNorm, check_norm, describe_norm, normalize_utterance
 
 MFCC_SOURCE: Final = "mfcc"
 """The name under which the source is registered."""
@@ -44,6 +45,10 @@ class MfccConfig(Validatable):
     """How many neighbouring frames (of 10 ms) make one: 1, or an odd number. The paper's product quantizer uses 3,
     which gives 117 features: static coefficients of three frames, then their Δ, then their ΔΔ, 39 each."""
 
+    utterance_norm: UtteranceNorm = "none"
+    """What is taken out of each utterance's features: ``none`` (the paper), its ``mean``, or ``mean_variance``
+    (kaldi's ``apply-cmvn --norm-vars=true``). Units then tell less of voice and channel, and more of phones."""
+
     device: str = "cpu"
     """Where to compute: ``cpu`` or ``cuda``. The values agree up to rounding."""
 
@@ -53,6 +58,8 @@ class MfccConfig(Validatable):
 
         if self.rate not in SUPPORTED_LABEL_RATES:
             result.add_error(f"`rate` must be 50 or 100 frames per second, but is {self.rate} instead.")
+
+        check_norm(result, self.utterance_norm)
 
         if self.splice < 1 or self.splice % 2 == 0:
             result.add_error(f"`splice` must be an odd number of frames, 1 or greater, but is {self.splice} instead.")
@@ -96,6 +103,9 @@ class MfccSource(FeatureSource):
 
         items = np.split(features.cpu().numpy(), np.cumsum(counts)[:-1]) if counts else []
 
+        # Before frames are left out: those of 50 Hz are every second one of those of 100 Hz.
+        items = [normalize_utterance(f, self._config.utterance_norm) for f in items]
+
         return [f[:: 100 // self._config.rate] for f in items]
 
     @override
@@ -103,7 +113,9 @@ class MfccSource(FeatureSource):
         # Records of unit models fitted before there was splicing stay valid: one frame is not mentioned.
         spliced = {"splice": self._config.splice} if self._config.splice > 1 else {}
 
-        return {"name": MFCC_SOURCE, "dim": self.dim, "rate": self.rate, **spliced}
+        norm = describe_norm(self._config.utterance_norm)
+
+        return {"name": MFCC_SOURCE, "dim": self.dim, "rate": self.rate, **spliced, **norm}
 
 
 def mfcc(waveform: Waveform) -> Features:

@@ -188,12 +188,21 @@ def _cards(data: PageData, k: int | None) -> Markup | None:
 
     cards = [] if mfcc is None else [_card("MFCC", mfcc, k, None)]
 
-    cards += [_card(r.name, q, k, mfcc) for r in data.rounds if (q := best(r.quality, k)) is not None]
+    cards += [_card(r.name, q, k, mfcc, _labels(r, k)) for r in data.rounds if (q := best(r.quality, k)) is not None]
 
     return tag("div", {"class": "cards"}, *cards) if cards else None
 
 
-def _card(name: str, quality: SpaceQuality, k: int, mfcc: SpaceQuality | None) -> Markup:
+def _labels(round_: Round, k: int) -> SpaceQuality | None:
+    """Return the quality of the units that a round learned from, where they are one label set of the same size."""
+    found = [u.quality for u in round_.unit_summaries]
+
+    return found[0] if len(found) == 1 and found[0] is not None and found[0].num_clusters == k else None
+
+
+def _card(
+    name: str, quality: SpaceQuality, k: int, mfcc: SpaceQuality | None, labels: SpaceQuality | None = None
+) -> Markup:
     layer = layer_of(quality.space)
 
     where = "" if layer is None else f", best layer: {layer}"
@@ -210,6 +219,7 @@ def _card(name: str, quality: SpaceQuality, k: int, mfcc: SpaceQuality | None) -
         tag("div", {"class": "value"}, show(quality.pnmi)),
         tag("div", {"class": "detail"}, f"PNMI, K = {k}"),
         tag("div", {"class": "detail soft"}, difference or "the baseline"),
+        tag("div", {"class": "detail soft"}, f"learned from units of {show(labels.pnmi)}") if labels else None,
     )
 
 
