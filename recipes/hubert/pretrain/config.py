@@ -88,11 +88,10 @@ class HubertPretrainConfig:
 
     regime: RegimeSection = field(
         default_factory=lambda: RegimeSection(
-            # More lower the loss still, but the units of layers then follow their labels more than the phones.
-            num_steps=800,
+            num_steps=1000,
             score_metric="masked_accuracy",
-            validate_every_n_steps=400,
-            checkpoint_every_n_steps=400,
+            validate_every_n_steps=500,
+            checkpoint_every_n_steps=500,
             keep_last_n_checkpoints=1,
             keep_best_n_checkpoints=1,
             publish_metrics_every_n_steps=100,
