@@ -13,8 +13,8 @@ from hubert_plugin.refinement.workshop import Workshop
 
 
 def summarize(shop: Workshop) -> list[str]:
-    """Compare the best layers of all rounds with MFCC, and with the units they learned from, by PNMI, at the largest number of units that all were measured
-    at; nothing where phone times are not known."""
+    """Compare the best layers of all rounds with MFCC, and with the units they learned from, by PNMI, at the largest
+    number of units that all were measured at; nothing where phone times are not known."""
     config = shop.config
 
     analyses: dict[str, Mapping[str, Any]] = {}
