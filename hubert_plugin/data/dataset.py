@@ -78,8 +78,8 @@ class LabelMakingConfig:
     features: FeatureSourceSection = field(
         default_factory=lambda: FeatureSourceSection(name="mfcc", config={"utterance_norm": "mean_variance"})
     )
-    """The features that are clustered: MFCC, of zero mean and unit variance in each utterance. (The paper's presets
-    name labels of their own, and ``cluster`` takes MFCC as they are.)"""
+    """The features that are clustered: MFCC, of zero mean and unit variance in each utterance. The paper's presets
+    take them as they are, as ``cluster`` does unless it is told."""
 
     num_clusters: int = 50
     """The number of units K."""

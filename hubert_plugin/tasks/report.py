@@ -179,7 +179,8 @@ class PretrainReport:
                 f"{accuracy / share:.1f} times the most frequent unit's share ({share:.1%})."
             )
 
-        if "best_layer" in report:
+        # A report of an earlier version has no plain MFCC.
+        if "mfcc_pnmi" in report:
             best, labels, mfcc = (report[f"{name}_pnmi"] for name in ("best_layer", "label", "mfcc"))
 
             lines.append(
