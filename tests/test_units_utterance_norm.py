@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_corpus import ensure, make_corpus, stamps
 from sklearn.preprocessing import StandardScaler
-from test_units_prepare import ensure, make_corpus, stamps
 
 from hubert_plugin.data.manifest import read_manifest
-from hubert_plugin.errors import UnitModelError
+from hubert_plugin.errors import ConfigError, UnitModelError
 from hubert_plugin.units.hubert_layer import HubertLayerConfig, HubertLayerSource
 from hubert_plugin.units.label import label_manifest
 from hubert_plugin.units.mfcc import MfccConfig, MfccSource
@@ -133,3 +133,11 @@ def test_another_norm_is_refused(config: type) -> None:
     (error,) = errors.validate().errors
 
     assert str(error) == "`utterance_norm` must be one of none, mean, mean_variance, but is 'cmvn' instead."
+
+
+def test_another_norm_is_refused_in_python_too() -> None:
+    with pytest.raises(ConfigError, match="`utterance_norm` must be one of none, mean, mean_variance, but is 'cmvn'"):
+        HubertLayerSource(HubertLayerConfig(model="m", utterance_norm="cmvn"))  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="'cmvn'"):
+        normalize_utterance(np.zeros((2, 3), np.float32), "cmvn")  # type: ignore[arg-type]

@@ -40,7 +40,8 @@ def layer_quality(
 ) -> dict[str, UnitQuality]:
     """Return the quality of the units of every layer by name, ``L1`` to the last, all fitted alike.
 
-    :param fit_on: Utterances whose frames k-means is fitted on; read as the model wants them.
+    :param fit_on: Utterances whose frames k-means is fitted on; read as they are, the model's own normalisation is
+        done here.
     :param judge_on: Other utterances, whose units are compared with phones.
     :param alignment: The phones of ``judge_on`` by utterance id.
     :param mfcc: If true, the paper's MFCC are clustered, too (``mfcc``).

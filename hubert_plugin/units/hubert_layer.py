@@ -95,13 +95,18 @@ class HubertLayerSource(FeatureSource):
     def __init__(self, config: HubertLayerConfig, device: Device | None = None) -> None:
         """
         :param device: Where the model runs if the configuration does not say.
-        :raises ConfigError: No model is named, or the precision or device is not known.
+        :raises ConfigError: No model is named, or the precision, normalisation or device is not known.
         """
         if not config.model:
             raise ConfigError(f"The feature source '{HUBERT_LAYER_SOURCE}' needs `model`: a card, a file or a folder.")
 
         if config.dtype not in DTYPES:
             raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, but is '{config.dtype}' instead.")
+
+        check_norm(result := ValidationResult(), config.utterance_norm)
+
+        if result.errors:
+            raise ConfigError(" ".join(map(str, result.errors)))
 
         self._config = config
 

@@ -76,7 +76,8 @@ class MfccSource(FeatureSource):
 
     def __init__(self, config: MfccConfig | None = None) -> None:
         """
-        :raises ValueError: The rate is neither 50 nor 100, or the number of spliced frames is even.
+        :raises ValueError: The rate is neither 50 nor 100, the number of spliced frames is even, or there is no such
+            ``utterance_norm``.
         :raises ConfigError: There is no such device.
         """
         self._config = config or MfccConfig()

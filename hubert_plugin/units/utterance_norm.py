@@ -25,8 +25,15 @@ STD_FLOOR: Final = 1e-3
 def normalize_utterance(features: Features, kind: UtteranceNorm) -> Features:
     """Return the features of one utterance with zero mean, and unit variance for ``mean_variance``, over its frames.
 
+    As kaldi's ``ApplyCmvn`` (``transform/cmvn.cc``), which floors variances at 1e-20 where this adds :data:`STD_FLOOR`.
+
     :param features: *Shape:* (M, D).
+    :returns: *Shape:* (M, D), float32; ``features`` themselves for ``none``, and where there are no frames.
+    :raises ValueError: There is no such normalisation.
     """
+    if problem := _problem(kind):
+        raise ValueError(problem)
+
     if kind == "none" or len(features) == 0:
         return features
 
@@ -41,12 +48,16 @@ def normalize_utterance(features: Features, kind: UtteranceNorm) -> Features:
 
 def check_norm(result: ValidationResult, kind: str) -> None:
     """Add an error if there is no such normalisation: settings from files may hold any text."""
-    if kind not in get_args(UtteranceNorm):
-        result.add_error(
-            f"`utterance_norm` must be one of {', '.join(get_args(UtteranceNorm))}, but is '{kind}' instead."
-        )
+    if problem := _problem(kind):
+        result.add_error(problem)
 
 
 def describe_norm(kind: UtteranceNorm) -> dict[str, object]:
     """Return what a feature source's description says of it: nothing if nothing is done, so that older records fit."""
     return {} if kind == "none" else {"utterance_norm": kind}
+
+
+def _problem(kind: str) -> str | None:
+    names = get_args(UtteranceNorm)
+
+    return None if kind in names else f"`utterance_norm` must be one of {', '.join(names)}, but is '{kind}' instead."
