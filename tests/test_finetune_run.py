@@ -237,6 +237,26 @@ def test_two_ranks_train_as_one_that_accumulates(world: World, tmp_path: Path) -
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
+def test_sharded_parameters_give_the_losses_of_whole_ones(world: World, tmp_path: Path) -> None:
+    """What is frozen for ever, at first and never is in the same shards."""
+    sections: dict[str, Any] = {"freezing": {"encoder_updates": 2}, "regime": {"num_steps": 5}}
+
+    file = write_config(
+        tmp_path / "config.yaml", exact_config(world.corpus, pretrained=str(world.pretrained), **sections)
+    )
+
+    wait_for_all(start_ranks(finetune_args(tmp_path / "ddp", file), 2))
+    wait_for_all(start_ranks(finetune_args(tmp_path / "fsdp", file, "trainer.data_parallelism=fsdp"), 2))
+
+    ddp, fsdp = (read_metrics(tmp_path / name) for name in ("ddp", "fsdp"))
+
+    assert len(fsdp) == 5
+
+    for a, b in zip(ddp, fsdp, strict=True):
+        for name in ("Loss", "NLL Loss", "Gradient Norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3), (a["Step"], name)
+
+
 def test_sentencepiece_model_is_trained_on_the_way_and_kept(world: World, tmp_path: Path) -> None:
     tokenizer = {"sentencepiece": {"vocab_size": 20, "model_type": "bpe"}}
 
