@@ -14,7 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -59,6 +59,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+_REST: Final = 0.25
+"""Seconds before a contender's turn: the threads of the one before spin for a while, on cores that it needs."""
+
+
 def alternate(
     contenders: Mapping[str, Callable[[], Any]],
     device: torch.device,
@@ -89,6 +93,8 @@ def alternate(
 
         for name, call in contenders.items():
             synchronize(device)
+
+            time.sleep(_REST)
 
             start = time.perf_counter()
 

@@ -15,7 +15,6 @@ So the labels are those of ``fp32``, but for near ties that six standard deviati
 
 from __future__ import annotations
 
-import math
 from typing import Final, Literal, final
 
 import numpy as np
@@ -23,30 +22,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hubert_plugin.units.screening import MAX_BYTE_DIM, ByteScreen, HalfScreen, Screen, first_lowest
 from hubert_plugin.units.threads import Workers, blocks_of, split_range
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 PRECISIONS: Final = ("auto", "fp32", "bf16", "int8")
 
-_SCORES: Final = 1 << 16
-"""Scores that are computed at a time on a CPU: a quarter of a megabyte, which a core's cache holds."""
+_BLOCK_FRAMES: Final = 1024
+"""Frames that are scored at a time on a CPU: fewer make products slow, more do not fit into a core's cache."""
+
+_BLOCK_SCORES: Final = 1 << 18
+"""With few centroids and features, more frames fit: so many scores are computed at a time, a megabyte."""
 
 _GPU_SCORES: Final = 1 << 28
-
-_BF16_STD: Final = 2.0**-9 / math.sqrt(3.0)
-"""The standard deviation of the relative error of rounding to bfloat16, at the most."""
-
-_INT8_STD: Final = 1.0 / math.sqrt(12.0)
-"""The standard deviation of rounding to whole numbers."""
-
-_DEVIATIONS: Final = 6.0
-"""How many standard deviations of the rounding two scores must be apart."""
 
 _MIN_SCREEN_DIM: Final = 128
 """With fewer features, a product is so cheap that the passes over the scores cost more than it saves."""
 
-_MAX_NEAR: Final = 0.4
+_MAX_UNSURE: Final = 0.4
 """If more than this share of a block has to be scored again, screening does not pay, and is given up for the call."""
 
 
@@ -75,42 +69,38 @@ class NearestCentroid:
         self._centroids_t = (-c).T.contiguous()  # (D, K)
         self._half_norms = c.double().square().sum(dim=1).mul_(0.5).float()  # (K,)
 
-        if self.precision != "fp32":
-            self._mean = c.mean(dim=0)
+        self._screen: Screen | None = None
 
-            centred = c - self._mean
+        if self.precision == "bf16":
+            self._screen = HalfScreen(c)
+        elif self.precision == "int8":
+            self._screen = ByteScreen(c)
 
-            self._centred_half_norms = centred.double().square().sum(dim=1).mul_(0.5).float()
-
-            self._max_norm = float(centred.norm(dim=1).max())
-
-            if self.precision == "bf16":
-                self._screen_t = (-centred).T.contiguous().to(torch.bfloat16)  # (D, K)
-            else:
-                self._step = max(float(centred.abs().max()), 1e-30) / 127.0
-
-                self._screen_t = (centred / -self._step).round_().to(torch.int8).T  # (D, K)
-
-        if self.device.type == "cuda":
-            self._block_size = max(1, _GPU_SCORES // self.num_centroids)
-        else:
-            # Products of bytes and of half floats are worth their packing from about a thousand rows on.
-            smallest = 256 if self.precision == "fp32" else 1024
-
-            self._block_size = max(smallest, _SCORES // self.num_centroids // 16 * 16)
+        self._block_size = self._choose_block_size()
 
     def _choose_precision(self, precision: Precision) -> Precision:
-        if precision == "auto":
-            return "int8" if self.dim >= _MIN_SCREEN_DIM and self.device.type == "cpu" and _has_vnni() else "fp32"
+        on_cpu = self.device.type == "cpu"
 
-        if precision == "int8" and self.device.type != "cpu":
+        if precision == "auto":
+            precision = "int8" if self.dim >= _MIN_SCREEN_DIM and on_cpu and _has_vnni() else "fp32"
+
+        if precision == "int8" and not on_cpu:
             return "bf16"
 
         # PyTorch's product of bytes (2.9) is wrong where there is one feature only.
-        if precision == "int8" and self.dim == 1:
+        if precision == "int8" and not 1 < self.dim <= MAX_BYTE_DIM:
             return "fp32"
 
         return precision
+
+    def _choose_block_size(self) -> int:
+        if self.device.type == "cuda":
+            return max(1, _GPU_SCORES // self.num_centroids)
+
+        if self.dim >= _MIN_SCREEN_DIM:
+            return _BLOCK_FRAMES
+
+        return max(_BLOCK_FRAMES, min(_BLOCK_SCORES // self.num_centroids, 4 * _BLOCK_FRAMES))
 
     def __call__(self, frames: Tensor, workers: Workers | None = None) -> Tensor:
         """Return the index of the nearest centroid of each frame; of the first of several equally near ones.
@@ -133,88 +123,50 @@ class NearestCentroid:
         return units
 
     def _assign(self, frames: Tensor, out: Tensor) -> None:
-        size = min(self._block_size, len(frames))
+        done = 0
 
-        scores = torch.empty((size, self.num_centroids), device=self.device)
+        if self._screen is not None:
+            done, unsure = self._assign_screened(self._screen, frames, out)
 
-        screen = self.precision != "fp32"
+            if len(unsure):
+                again = torch.empty_like(unsure)
+
+                self._assign_exactly(frames[unsure], again)
+
+                out[unsure] = again
+
+        if done < len(frames):
+            self._assign_exactly(frames[done:], out[done:])
+
+    def _assign_exactly(self, frames: Tensor, out: Tensor) -> None:
+        scores = torch.empty((min(self._block_size, len(frames)), self.num_centroids), device=self.device)
 
         for block in blocks_of(len(frames), self._block_size):
-            x, s = frames[block], scores[: block.stop - block.start]
+            x = frames[block]
 
-            if screen:
-                near = self._assign_screened(x, s, out[block])
+            # ‖c‖² / 2 - x · c in float32. *Shape:* (M, K).
+            torch.addmm(self._half_norms, x, self._centroids_t, out=scores[: len(x)])
 
-                screen = near <= _MAX_NEAR * len(x)
-            else:
-                out[block] = _argmin(self._score(x, s))
+            out[block] = first_lowest(scores[: len(x)])
 
-    def _score(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return ``‖c‖² / 2 - x · c`` in float32. *Shape:* (M, K)."""
-        return torch.addmm(self._half_norms, x, self._centroids_t, out=out)
+    def _assign_screened(self, screen: Screen, frames: Tensor, out: Tensor) -> tuple[int, Tensor]:
+        """Assign by rounded scores; return how many frames were done, and which of these are not sure."""
+        room = screen.make_room(min(self._block_size, len(frames)))
 
-    def _assign_screened(self, x: Tensor, scores: Tensor, out: Tensor) -> int:
-        """Assign by rounded scores, and again where they are too close; return how often that was."""
-        x_centred = x - self._mean
+        done, unsure = 0, [torch.empty(0, dtype=torch.int64, device=self.device)]
 
-        norms = torch.linalg.vector_norm(x_centred, dim=1)
+        for block in blocks_of(len(frames), self._block_size):
+            out[block], rows = screen(frames[block], room)
 
-        # The rounding of x and c makes D errors that add like random numbers. Those of x meet the difference of two
-        # centroids, which is at most as long as both together; those of c come twice.
-        if self.precision == "bf16":
-            products = x_centred.to(torch.bfloat16) @ self._screen_t  # (M, K)
+            unsure.append(rows + block.start)
 
-            torch.add(products, self._centred_half_norms, out=scores)
+            done = block.stop
 
-            variance = (2.0 * _BF16_STD * self._max_norm * norms).square_().div_(self.dim)
-        else:
-            largest = torch.maximum(x_centred.amax(dim=1, keepdim=True), -x_centred.amin(dim=1, keepdim=True))
+            if len(rows) > _MAX_UNSURE * (block.stop - block.start):
+                break
 
-            largest.clamp_(min=1e-30)
-
-            bytes_ = x_centred.mul_(127.0 / largest).round_().to(torch.int8)
-
-            scores.copy_(torch._int_mm(bytes_, self._screen_t))
-
-            step = largest / 127.0
-
-            torch.addcmul(self._centred_half_norms, scores, step * self._step, out=scores)
-
-            variance = (
-                2.0 * _INT8_STD**2 * ((self._max_norm * step.squeeze(1)).square_() + (norms * self._step).square_())
-            )
-
-        best = _argmin(scores)
-
-        rows = best.unsqueeze(1)
-
-        lowest = scores.gather(1, rows)
-
-        scores.scatter_(1, rows, torch.inf)
-
-        gap = scores.amin(dim=1) - lowest.squeeze(1)
-
-        if self.precision == "bf16":
-            # The products come out rounded, too, each by a share of its own size.
-            variance += 2.0 * (_BF16_STD * products.gather(1, rows).squeeze(1).float()).square_()
-
-        near = torch.nonzero(gap <= _DEVIATIONS * variance.sqrt_()).squeeze(1)
-
-        if len(near):
-            best[near] = _argmin(self._score(x[near]))
-
-        out.copy_(best)
-
-        return len(near)
+        return done, torch.cat(unsure)
 
 
 def _has_vnni() -> bool:
     return bool(getattr(torch.cpu, "_is_vnni_supported", bool)()) and hasattr(torch, "_int_mm")
-
-
-def _argmin(scores: Tensor) -> Tensor:
-    """Return the column of the smallest value of each row. NumPy's loop is several times PyTorch's on a CPU."""
-    if scores.device.type == "cpu":
-        return torch.from_numpy(scores.numpy().argmin(axis=1))
-
-    return scores.argmin(dim=1)
