@@ -1,8 +1,9 @@
 """Scaled dot-product attention that is fast on CPUs, too.
 
 PyTorch's fused kernel has no dropout on a CPU and falls back to a path that computes half precision in float32; in
-bfloat16 without dropout it is slower than plain matrix products at HuBERT's lengths. There, attention is written out;
-everywhere else fairseq2's own module computes. Measurements are in ``benchmarks/README.md``.
+bfloat16 without dropout it is slower than plain matrix products at HuBERT's lengths. There, attention is written out,
+forward and backward, a few heads at a time, so that their weights stay in the processor's cache from one operation to
+the next; everywhere else fairseq2's own module computes. Measurements are in ``benchmarks/README.md``.
 
 Letters: N utterances, T frames, H heads, K dimension of a head.
 """
@@ -10,7 +11,7 @@ Letters: N utterances, T frames, H heads, K dimension of a head.
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from fairseq2.models.transformer import SDPA, AttentionBiasCache, IdentityBias, create_default_sdpa
@@ -19,8 +20,14 @@ from fairseq2.models.transformer.sdpa.flash3 import Flash3SDPA
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import scaled_dot_product_attention
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import dropout, scaled_dot_product_attention
 from typing_extensions import override
+
+from hubert_plugin.models.hubert.dropout import WHOLE_NUMBERS, draw_dropped, drop_scale
+
+_BLOCK_WEIGHTS: Final = 1 << 20
+"""So many weights of attention are computed at a time: 2 MiB in half precision."""
 
 
 @final
@@ -106,47 +113,93 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
         return x.transpose(1, 2).reshape(batch_size * num_heads, x.size(1), head_dim)
 
     # The scale goes into the smallest factor.
-    weights = torch.bmm(fold(q * head_dim**-0.5), fold(k).transpose(1, 2))
+    parts = fold(q * head_dim**-0.5), fold(k), fold(v)
 
-    weights = torch.softmax(weights, dim=-1)
+    attend = _attend_plainly if torch.compiler.is_compiling() else _AttendInBlocks.apply
 
-    if dropout_p > 0.0:
-        weights = fast_dropout(weights, dropout_p)
-
-    output = torch.bmm(weights, fold(v))
+    output: Tensor = attend(*parts, dropout_p)
 
     return output.view(batch_size, num_heads, length, head_dim).transpose(1, 2)
 
 
-def fast_dropout(x: Tensor, p: float) -> Tensor:
-    """Return ``x`` with elements zeroed with probability ``p`` (to 1 / 65,536) and the others scaled to keep the mean.
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    """Return softmax(q kᵀ) v for a compiler, which finds its own order. *Shape of each:* (N * H, T, K)."""
+    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1)
 
-    Four decisions are taken from each 64-bit draw of PyTorch's generator, which costs a CPU far less than a draw each.
+    return torch.bmm(dropout(weights, dropout_p), v)
+
+
+class _AttendInBlocks(Function):
+    """Computes softmax(q kᵀ) v. *Shape of each:* (N * H, T, K).
+
+    Weights are positive, so their sign is free: those that dropout takes are kept as negative ones for the way back.
     """
-    output: Tensor = _FastDropout.apply(x, p)
-
-    return output
-
-
-class _FastDropout(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:  # type: ignore[override]
-        num_draws = -(-x.numel() // 4)
-
-        draws = torch.empty(num_draws, dtype=torch.int64).random_(-(2**63), None)
-
-        threshold = round(p * 65536)
-
-        keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - 32768
-
-        ctx.scale = 65536 / (65536 - threshold)
-
-        ctx.save_for_backward(keep)
-
-        return (x * keep).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (keep,) = ctx.saved_tensors
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:  # type: ignore[override]
+        size = q.size(1) * k.size(1)
 
-        return (grad_output * keep).mul_(ctx.scale), None
+        step = max(1, _BLOCK_WEIGHTS // size)
+
+        blocks = [slice(i, min(i + step, len(q))) for i in range(0, len(q), step)]
+
+        # Without gradients, no weights are kept.
+        keeps = any(ctx.needs_input_grad)
+
+        weights = q.new_empty((len(q) if keeps else blocks[0].stop, q.size(1), k.size(1)))
+
+        ctx.scale = drop_scale(dropout_p)
+
+        output = torch.empty_like(q)
+
+        for block in blocks:
+            count = block.stop - block.start
+
+            probs = weights[block] if keeps else weights[:count]
+
+            torch.bmm(q[block], k[block].transpose(1, 2), out=probs)
+
+            torch.softmax(probs, dim=-1, out=probs)
+
+            if dropout_p > 0.0:
+                whole = WHOLE_NUMBERS[probs.dtype]
+
+                signs = draw_dropped(count * size, dropout_p).to(whole).mul_(torch.iinfo(whole).min)
+
+                probs.view(whole).bitwise_or_(signs.view(probs.shape))
+
+            torch.bmm(probs.relu() if dropout_p > 0.0 else probs, v[block], out=output[block])
+
+        ctx.save_for_backward(q, k, v, weights)
+
+        ctx.blocks, ctx.drops = blocks, dropout_p > 0.0
+
+        return output.mul_(ctx.scale) if ctx.drops else output
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, weights = ctx.saved_tensors
+
+        grad_output = grad_output * ctx.scale if ctx.drops else grad_output.contiguous()
+
+        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+
+        for block in ctx.blocks:
+            probs, grad = weights[block], grad_output[block]
+
+            torch.bmm((probs.relu() if ctx.drops else probs).transpose(1, 2), grad, out=grad_v[block])
+
+            grad_probs = torch.bmm(grad, v[block].transpose(1, 2))
+
+            if ctx.drops:
+                grad_probs = torch.ops.aten.threshold_backward(grad_probs, probs, 0)
+
+                probs = probs.abs()
+
+            grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+
+            torch.bmm(grad_scores, k[block], out=grad_q[block])
+            torch.bmm(grad_scores.transpose(1, 2), q[block], out=grad_k[block])
+
+        return grad_q, grad_k, grad_v, None

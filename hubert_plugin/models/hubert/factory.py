@@ -20,6 +20,7 @@ from torch.nn import GELU
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.attention import HubertSDPA
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig, resolve_head_layers
+from hubert_plugin.models.hubert.dropout import replace_dropout
 from hubert_plugin.models.hubert.encoder import HubertEncoder
 from hubert_plugin.models.hubert.frontend import ConvFeatureExtractor, HubertFrontend, MaskEmbedding
 from hubert_plugin.models.hubert.heads import CosineHead, LinearHead, TargetHeadBuilder, TargetHeads
@@ -111,7 +112,7 @@ class HubertFactory:
 
         norm_order = TransformerNormOrder.POST if config.norm_order == "post" else TransformerNormOrder.PRE
 
-        return StandardTransformerEncoderLayer(
+        layer = StandardTransformerEncoderLayer(
             self_attn,
             self._create_layer_norm(),
             ffn,
@@ -119,6 +120,10 @@ class HubertFactory:
             norm_order=norm_order,
             dropout_p=config.dropout_p,
         )
+
+        replace_dropout(layer)
+
+        return layer
 
     def create_target_heads(self) -> TargetHeads:
         config = self._config

@@ -18,12 +18,13 @@ from fairseq2.models.wav2vec2.position_encoder import Wav2Vec2PositionEncoder
 from fairseq2.nn import BatchLayout, Linear, StandardLayerNorm
 from fairseq2.nn.utils.grad import scale_grad
 from torch import Tensor
-from torch.nn import Dropout, GroupNorm, Module, ModuleList, Parameter
+from torch.nn import GroupNorm, Module, ModuleList, Parameter
 from torch.nn.functional import gelu, layer_norm, pad
 
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import ConvDesc
 from hubert_plugin.models.hubert.conv import strided_conv
+from hubert_plugin.models.hubert.dropout import FastDropout
 from hubert_plugin.models.hubert.first_conv import folded_conv, normalized_conv
 
 
@@ -283,7 +284,7 @@ class HubertFrontend(Module):
 
         self.register_module("model_dim_proj", proj)
 
-        self.input_dropout = Dropout(input_dropout_p)
+        self.input_dropout = FastDropout(input_dropout_p)
 
         self.pos_encoder = pos_encoder
 
@@ -291,7 +292,7 @@ class HubertFrontend(Module):
 
         self.register_module("layer_norm", StandardLayerNorm(model_dim, bias=True) if layer_norm else None)
 
-        self.dropout = Dropout(dropout_p)
+        self.dropout = FastDropout(dropout_p)
 
     def extract(self, waveforms: Tensor, num_samples: Sequence[int] | None, *, skip_padding: bool = False) -> Tensor:
         """Return the convolutions' output. *Shape:* (N, T, C).

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, final
 import torch
 from fairseq2.nn import BatchLayout, Linear
 from torch import Tensor
-from torch.nn import Dropout, Module, Parameter
+from torch.nn import Module, Parameter
 
 from hubert_plugin import frames
+from hubert_plugin.models.hubert.dropout import FastDropout
 from hubert_plugin.models.hubert.encoder import touch_parameters
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
@@ -36,7 +37,7 @@ class HubertCtcModel(Module):
 
         self.register_module("layer_weights", pooling)
 
-        self.final_dropout = Dropout(config.final_dropout_p)
+        self.final_dropout = FastDropout(config.final_dropout_p)
         self.final_proj = final_proj
 
     def forward(
