@@ -36,12 +36,12 @@ from benchmarks.common import (
     summarize,
     write_json,
 )
-from benchmarks.flops import count_forward_flops
 from benchmarks.machine import describe_machine, format_limit, matmul_limit, print_machine
 from benchmarks.train_step import choose_dtypes, create_config
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model
+from hubert_plugin.models.hubert.flops import count_forward_flops
 from hubert_plugin.models.interop.huggingface import export_huggingface_config, export_huggingface_state_dict
 from hubert_plugin.models.interop.torchaudio import export_torchaudio_kwargs, export_torchaudio_state_dict
 

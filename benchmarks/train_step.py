@@ -28,7 +28,6 @@ from benchmarks.common import (
     summarize,
     write_json,
 )
-from benchmarks.flops import count_training_flops
 from benchmarks.machine import describe_machine, format_limit, has_bf16_units, matmul_limit, print_machine
 from benchmarks.memory import PeakMemory, run_child
 from benchmarks.peers import PEERS, Contender, Ours, create_contenders
@@ -37,6 +36,7 @@ from hubert_plugin import frames
 from hubert_plugin.data.batch import HubertBatch, collate
 from hubert_plugin.data.masks import MaskConfig, sample_mask
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
+from hubert_plugin.models.hubert.flops import count_training_flops
 from hubert_plugin.tasks.cpu import keep_freed_memory
 
 ARCHS = ("base", "large", "quick")

@@ -226,6 +226,9 @@ def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
 
         return
 
+    # A key that is not set is no crash that wandb's makers should be told of, again and again without a network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
     sentences = ErrorSentences(instance.config_kls)
 
     log.logger.addFilter(sentences)

@@ -313,6 +313,14 @@ def _describe_extra_keys(kls_name: str, keys: Sequence[str]) -> str:
     return f"{extra} {'is not a known key' if len(keys) == 1 else 'are not known keys'}.{hint}{rest}"
 
 
+def _describe_wandb_error(ex: BaseException) -> str:
+    return (
+        f"Weights & Biases could not be used: {str(ex).strip().rstrip('.')}. Run `wandb login`, or set WANDB_API_KEY; "
+        "with WANDB_MODE=offline the curves stay on this machine, and `common.metric_recorders.wandb.enabled=false` "
+        "does without."
+    )
+
+
 class ErrorSentences(logging.Filter):
     """Answers what a user can mend with a sentence, where fairseq2's runner would log a stack trace.
 
@@ -351,7 +359,7 @@ class ErrorSentences(logging.Filter):
 
     def _maybe_describe(self, ex: BaseException) -> str | None:
         from fairseq2.error import OperationalError
-        from fairseq2.recipe.error import RecipeConfigParseError
+        from fairseq2.recipe.error import RecipeConfigParseError, WandbInitializationError
         from fairseq2.utils.structured import StructureError
 
         causes = list(_iter_causes(ex))
@@ -362,6 +370,13 @@ class ErrorSentences(logging.Filter):
 
         if isinstance(ex, RecipeConfigParseError | StructureError):
             return describe_config_error(ex, self._config_kls)
+
+        # wandb has errors of its own; fairseq2 knows only some of them.
+        if (error := next((c for c in causes if type(c).__module__.startswith("wandb.")), None)) is not None:
+            return _describe_wandb_error(error)
+
+        if isinstance(ex, WandbInitializationError):
+            return _describe_wandb_error(ex.__cause__ or ex)
 
         # A full disk, a folder that may not be written: the system's own words say it best.
         if isinstance(ex, OperationalError) and isinstance(os_error := causes[-1], OSError) and os_error.errno:

@@ -125,6 +125,7 @@ def _register_metrics(container: DependencyContainer) -> None:
         MetricDescriptor("padding_share", "Padding", 835, format_as_percentage),
         MetricDescriptor("audio_seconds", "Audio (s)", 811, format_as_int),
         MetricDescriptor("audio_seconds_per_second", "Audio Seconds per Second", 810, format_as_float),
+        MetricDescriptor("share_of_peak", "Share of Peak", 812, format_as_percentage),
         MetricDescriptor("data_wait_seconds", "Data Wait (s)", 503, format_as_float),
         MetricDescriptor("num_skipped", "Skipped Utterances", 836, format_as_int),
         MetricDescriptor("total_audio_hours", "Total Audio (h)", 850, format_as_float),

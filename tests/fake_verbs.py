@@ -5,7 +5,7 @@ refinement of these can be held against another one. Records of it hold the time
 has checkpoints, goes on from the last one, and can be killed.
 
 What is run is added to the file that ``FAKE_LOG`` names. ``FAKE_FAIL=round1/label:2`` lets a step fail with that code,
-``FAKE_DELAY`` is how many seconds an update takes.
+after it has printed ``FAKE_PRINT``; ``FAKE_DELAY`` is how many seconds an update takes.
 """
 
 from __future__ import annotations
@@ -158,7 +158,12 @@ def main() -> int:
     name, _, code = os.environ.get("FAKE_FAIL", "").partition(":")
 
     if name == place:
-        print("the first line\nfairseq2: error: 'a.wav' is not as it should be.", flush=True)
+        print(
+            os.environ.get("FAKE_PRINT", ""),
+            "the first line\nfairseq2: error: 'a.wav' is not as it should be.",
+            sep="",
+            flush=True,
+        )
 
         return int(code)
 

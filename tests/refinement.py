@@ -115,13 +115,18 @@ class Refinement:
 
     def asked(self) -> list[tuple[str, list[str], dict[str, str]]]:
         """Return places, options and environments of the verbs that were run, and forget them; checks do not count."""
+        return [e for e in self._logged() if "--check" not in e[1]]
+
+    def checks(self) -> list[tuple[str, list[str]]]:
+        """Return places and options of the checks that were run, and forget all that was run."""
+        return [(place, options) for place, options, _ in self._logged() if "--check" in options]
+
+    def _logged(self) -> list[tuple[str, list[str], dict[str, str]]]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
 
         self.log.unlink(missing_ok=True)
 
-        entries = [tuple(json.loads(line)) for line in lines]
-
-        return [e for e in entries if "--check" not in e[1]]  # type: ignore[misc]
+        return [tuple(json.loads(line)) for line in lines]
 
     def done(self) -> list[str]:
         """Return the steps that were run, and forget them."""

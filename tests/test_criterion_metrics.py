@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from builders import make_batch, one_thread, tiny_config  # noqa: F401 - a fixture
-from fairseq2.metrics import MetricBag
+from fairseq2.metrics import Mean, MetricBag
 from fairseq2.metrics.recorders import MetricDescriptor, MetricDescriptorRegistry
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from torch import Tensor
 import hubert_plugin  # noqa: F401 - preloads libsndfile
 from hubert_plugin.criteria.head_metrics import UnitUsage, describe_heads
 from hubert_plugin.criteria.masked_cross_entropy import MaskedCrossEntropy, MaskedCrossEntropyConfig, draw_heads
+from hubert_plugin.criteria.quiet_mean import QuietMean
 from hubert_plugin.criteria.steps import TrainStep
 from hubert_plugin.data.batch import HubertBatch
 from hubert_plugin.models.hubert.config import HubertHeadConfig
@@ -211,3 +213,27 @@ def test_metrics_that_are_not_finite_begin_anew_and_the_others_stay() -> None:
     step.process_batch(3.0, bag)
 
     assert (float(bag.metrics["loss"].compute()), float(bag.metrics["count"].compute())) == (3.0, 3.0)
+
+
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(1, 1000)), min_size=1))
+def test_quiet_mean_is_the_mean(items: Sequence[tuple[float, int]]) -> None:
+    ours, theirs = QuietMean(), Mean()
+
+    for value, weight in items:
+        ours.update(value, weight=weight)
+        theirs.update(value, weight=weight)
+
+    assert torch.equal(ours.compute(), theirs.compute())
+
+    # Checkpoints and other ranks take the one for the other.
+    theirs.load_state_dict(ours.state_dict())
+
+    assert torch.equal(ours.merge_state([ours]).compute(), theirs.merge_state([theirs]).compute())
+
+
+def test_heads_that_take_no_part_are_not_complained_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        values = measure(create(num_dropped_heads=2), [make_batch([16_000], sizes=SIZES)])
+
+    assert sum(name.startswith("masked_loss") for name in values) == 1
+    assert not caplog.records

@@ -108,6 +108,13 @@ def test_a_model_of_words_is_no_model_of_symbols(tmp_path: Path) -> None:
         decoder_with(tmp_path / "lm.arpa", lexicon_free=True)
 
 
+def test_a_model_of_words_is_no_model_of_symbols_though_some_words_are_letters(tmp_path: Path) -> None:
+    NgramEstimate([["A", "ABBA", "BAA"], ["BAB", "A"]], 2).save(tmp_path / "lm.arpa")
+
+    with pytest.raises(DecodingError, match=r"seems to be a model of words: it knows 1 of the .*'ABBA'"):
+        decoder_with(tmp_path / "lm.arpa", lexicon_free=True)
+
+
 def test_a_lexicon_of_other_words_than_the_model_is_refused(tmp_path: Path) -> None:
     lexicon = write(tmp_path / "lexicon.txt", "ABA\tA B A |\n")
 

@@ -14,6 +14,7 @@ from golden import FAIRSEQ
 from hubert_plugin import export_hubert
 from hubert_plugin.errors import AudioError, CheckpointError, ConfigError, OutputDirError, StorageError
 from hubert_plugin.models.export import onnx as onnx_export
+from hubert_plugin.models.export.several import export_all
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
 
@@ -177,3 +178,9 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(MissingDependencyError, match=r"fairseq2-hubert\[onnx\]"):
         export_hubert(create_model(), tmp_path / "x.onnx", format="onnx", audio=WAVE)
+
+    # Before anything is exported.
+    with pytest.raises(MissingDependencyError):
+        next(export_all(FAIRSEQ / "tiny_post.pt", tmp_path, ["huggingface", "onnx"]))
+
+    assert not any(tmp_path.iterdir())

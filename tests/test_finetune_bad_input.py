@@ -14,6 +14,10 @@ from builders import merge, write_config
 from processes import assert_answer
 from transcribed import assert_ok, finetune, finetune_config, make_transcribed
 
+from hubert_plugin.data.manifest import read_manifest
+from hubert_plugin.errors import OutputDirError
+from hubert_plugin.tasks.ctc_record import UsedTexts, keep_or_check_texts
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,6 +49,28 @@ def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def both(*spoils: Callable[[Path], None]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for each in spoils:
+            each(folder)
+
+    return spoil
+
+
+def one_table(folder: Path) -> None:
+    """Put the transcripts of both splits, and one of neither, into one file."""
+    rows = ["ghost BOO"]
+
+    for split in ("train", "valid"):
+        texts = (folder / f"{split}.wrd").read_text().splitlines()
+
+        rows += [f"{ref} {text}" for ref, text in zip(read_manifest(folder, split).ids, texts, strict=True)]
+
+        (folder / f"{split}.wrd").unlink()
+
+    (folder / "text").write_text("\n".join(rows) + "\n")
+
+
 CASES = {
     "no transcripts": Case(
         ["There are no transcripts of the split 'train'", "dataset.transcripts.dir=FOLDER"], spoil=remove("train.wrd")
@@ -54,7 +80,7 @@ CASES = {
         spoil=write_lines("train.wrd", lambda x: x[:-1]),
     ),
     "empty transcript": Case(
-        ["1 transcripts of the split 'train' are empty", "train.wrd:3: 's2/train02.wav'"],
+        ["1 transcript of the split 'train' is empty", "train.wrd:3: 's2/train02.wav'"],
         spoil=write_lines("train.wrd", lambda x: [*x[:2], "", *x[3:]]),
     ),
     "characters outside": Case(
@@ -66,8 +92,62 @@ CASES = {
         {"task": {"config": {"text": {"case": "lower"}}}},
     ),
     "more symbols than frames": Case(
-        ["more symbols than their audio has frames", "'s0/train00.wav' needs", "dataset.on_long_text=skip"],
+        ["more symbols than its audio has frames", "'s0/train00.wav' needs", "dataset.on_long_text=skip"],
         spoil=write_lines("train.wrd", lambda x: ["CAT " * 80, *x[1:]]),
+    ),
+    "everything at once, in both splits": Case(
+        [
+            "1 transcript of the split 'train' has characters that the vocabulary lacks (5 \u00b0)",
+            "1 transcript of the split 'train' is empty",
+            "1 transcript of the split 'train' has more symbols than its audio has frames",
+            "2 transcripts of the split 'valid' are empty",
+            "train.wrd:1: 's0/train00.wav' has an empty transcript",
+            "train.wrd:2: 's1/train01.wav' has '5', '\u00b0'",
+            "train.wrd:3: 's2/train02.wav' needs",
+            "valid.wrd:1: 's0/valid00.wav' has an empty transcript",
+            "dataset.on_bad_text=skip",
+            "dataset.on_long_text=skip",
+        ],
+        spoil=both(
+            write_lines("train.wrd", lambda x: ["", "N\u00b0 5", "CAT " * 100, *x[3:]]),
+            write_lines("valid.wrd", lambda x: [""] * len(x)),
+        ),
+    ),
+    "files of both splits": Case(
+        ["There are no transcripts of the split 'train'", "utterances of", "valid.tsv', but have 1"],
+        spoil=both(remove("train.wrd"), write_lines("valid.wrd", lambda x: x[:1])),
+    ),
+    "all too long": Case(
+        [
+            "None of the 8 utterances of the split 'train' of",
+            "Left out: 8 longer than `task.config.batching.max_seconds` (0.5 s)",
+            "raise `task.config.batching.max_seconds`",
+        ],
+        {"task": {"config": {"batching": {"max_seconds": 0.5}}}},
+    ),
+    "all transcripts left out": Case(
+        [
+            "None of the 8 utterances of the split 'train' of",
+            "7 with an empty transcript, 1 with characters that the vocabulary lacks",
+            "complete empty transcripts, normalise the text (`task.config.text`)",
+        ],
+        {"dataset": {"on_bad_text": "skip"}},
+        spoil=write_lines("train.wrd", lambda x: ["\u00e4", *[""] * 7]),
+    ),
+    "nothing to train pieces on": Case(
+        ["None of the 8 utterances", "8 with an empty transcript"],
+        {"dataset": {"on_bad_text": "skip"}, "tokenizer": {"sentencepiece": {"vocab_size": 20}}},
+        spoil=write_lines("train.wrd", lambda x: [""] * 8),
+    ),
+    "all transcripts of validation left out": Case(
+        ["None of the 2 utterances of the split 'valid' of", "2 with an empty transcript", "dataset.valid_split=null"],
+        {"dataset": {"on_bad_text": "skip"}},
+        spoil=write_lines("valid.wrd", lambda x: [""] * 2),
+    ),
+    "too little audio after some was left out": Case(
+        ["but an update needs 50: 7 utterances", "Left out: 1 with an empty transcript. To change that, complete"],
+        {"trainer": {"grad_accumulation": {"num_batches": 50}}, "dataset": {"on_bad_text": "skip"}},
+        spoil=write_lines("train.wrd", lambda x: ["", *x[1:]]),
     ),
     "unknown tokenizer": Case(
         ["'hubert_paper_leters' is not a known tokenizer", "Did you mean 'hubert_paper_letters'"],
@@ -108,6 +188,11 @@ CASES = {
     "too little audio": Case(
         ["yields", "batches a rank and epoch, but an update needs 50"],
         {"trainer": {"grad_accumulation": {"num_batches": 50}}},
+    ),
+    "transcripts that no split has": Case(
+        ["have 1 transcript of no utterance of 'train' or 'valid': 'ghost' (line 1)", "but an update needs 50"],
+        {"trainer": {"grad_accumulation": {"num_batches": 50}}},
+        spoil=one_table,
     ),
     "unknown policy": Case(["`on_bad_text` must be 'raise' or 'skip'"], {"dataset": {"on_bad_text": "ignore"}}),
     "no minutes": Case(["`train_minutes` must be greater than 0"], {"dataset": {"train_minutes": 0.0}}),
@@ -238,3 +323,111 @@ class TestCheckpoints:
         assert_answer(
             run, ["have the vocabulary of 17 letters", "that of the tokenizer is of 18 letters", "start another run"]
         )
+
+    def test_whole_numbers_that_changed_are_printed_as_such(self, corpus: Path, tmp_path: Path) -> None:
+        sections: dict[str, Any] = {"tokenizer": {"sentencepiece": {"vocab_size": 20}}, "regime": {"num_steps": 4}}
+
+        file = write_config(tmp_path / "config.yaml", finetune_config(corpus, **sections))
+
+        assert_ok(finetune(tmp_path / "out", file))
+
+        run = finetune(tmp_path / "out", file, "tokenizer.sentencepiece.vocab_size=21")
+
+        assert_answer(run, ["`tokenizer.sentencepiece.vocab_size` was 20, but is 21 now"])
+
+
+class TestChangedTranscripts:
+    """Between a run and its resumption; the vocabulary is the same."""
+
+    @pytest.fixture
+    def started(self, corpus: Path, tmp_path: Path) -> tuple[Path, Path]:
+        """The folder of the corpus, and the configuration of a run that has made four updates."""
+        folder = tmp_path / "corpus"
+
+        shutil.copytree(corpus, folder, copy_function=shutil.copy)
+
+        file = write_config(tmp_path / "config.yaml", finetune_config(folder, regime={"num_steps": 4}))
+
+        assert_ok(finetune(tmp_path / "out", file))
+
+        return folder, file
+
+    def test_they_are_refused_and_counted(self, started: tuple[Path, Path], tmp_path: Path) -> None:
+        folder, file = started
+
+        before = (folder / "train.wrd").read_text()
+
+        write_lines("train.wrd", lambda x: [x[0], "ODD", *x[2:5], "EEL IT'S", *x[6:]])(folder)
+
+        run = finetune(tmp_path / "out", file, "regime.num_steps=6")
+
+        assert_answer(
+            run,
+            [
+                "was started with other transcripts",
+                "choose a new output folder",
+                f"the split 'train' ('{folder / 'train.wrd'}'): 2 of 8 transcripts differ, the first in line 2",
+            ],
+        )
+
+        assert "the split 'valid'" not in run.text
+
+        # What normalisation takes away is no change; nor is it any to bring the old file back.
+        (folder / "train.wrd").write_text(before.lower())
+
+        assert_ok(finetune(tmp_path / "out", file, "regime.num_steps=6"))
+
+    def test_runs_without_a_record_go_on_and_have_one_then(self, started: tuple[Path, Path], tmp_path: Path) -> None:
+        folder, file = started
+
+        (tmp_path / "out/transcripts.json").unlink()
+
+        write_lines("valid.wrd", lambda x: ["ODD", *x[1:]])(folder)
+
+        assert_ok(finetune(tmp_path / "out", file, "regime.num_steps=6"))
+
+        write_lines("valid.wrd", lambda x: ["EEL", *x[1:]])(folder)
+
+        run = finetune(tmp_path / "out", file, "regime.num_steps=8")
+
+        assert_answer(run, ["the split 'valid'", "1 of 2 transcripts differs, the first in line 1"])
+
+
+class TestRecordOfTranscripts:
+    def check(self, folder: Path, texts: Sequence[str], *, resumed: bool = True) -> None:
+        used = UsedTexts(Path("train.wrd"), texts, range(1, len(texts) + 1))
+
+        keep_or_check_texts(folder, {"train": used}, resumed=resumed, is_first=True)
+
+    def test_another_number_is_refused(self, tmp_path: Path) -> None:
+        self.check(tmp_path, ["A", "\u00c4 B"], resumed=False)
+        self.check(tmp_path, ["A", "\u00c4 B"])
+
+        with pytest.raises(OutputDirError, match=r"'train' \('train.wrd'\): 2 transcripts took part, but 3 now"):
+            self.check(tmp_path, ["A", "\u00c4 B", "C"])
+
+    def test_change_without_checksums_is_refused(self, tmp_path: Path) -> None:
+        self.check(tmp_path, ["A"], resumed=False)
+
+        file = tmp_path / "transcripts.json"
+
+        record = json.loads(file.read_text())
+
+        record["splits"]["train"]["digest"] = "0123456789abcdef"
+
+        file.write_text(json.dumps(record))
+
+        with pytest.raises(OutputDirError, match=r"the digest was 0123456789abcdef, but is [0-9a-f]{16} now"):
+            self.check(tmp_path, ["A"])
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"splits": {"train": {}}}', '{"splits": {"train": 1}}'])
+    def test_damaged_record_is_named(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / "transcripts.json").write_text(content)
+
+        with pytest.raises(OutputDirError, match=r"transcripts.json', which says .* cannot be used"):
+            self.check(tmp_path, ["A"])
+
+    def test_a_run_that_begins_anew_keeps_its_own(self, tmp_path: Path) -> None:
+        self.check(tmp_path, ["A"], resumed=False)
+        self.check(tmp_path, ["B"], resumed=False)
+        self.check(tmp_path, ["B"])

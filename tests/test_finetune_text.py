@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn.functional import ctc_loss
 
+from hubert_plugin.data.ctc_problems import judge_texts
 from hubert_plugin.data.ctc_text import SplitTexts, prepare_texts, required_frames
 from hubert_plugin.data.manifest import Manifest, read_manifest, write_manifest
 from hubert_plugin.data.subset import draw_minutes
-from hubert_plugin.data.transcripts import TranscriptConfig, Transcripts, read_transcripts
+from hubert_plugin.data.transcripts import TranscriptConfig, Transcripts, read_transcripts, warn_of_unlisted
 from hubert_plugin.data.utterance_ids import write_utterance_ids
 from hubert_plugin.errors import TextError
 from hubert_plugin.text.family import HubertLettersConfig, create_letters
@@ -108,6 +110,44 @@ class TestFormats:
         assert read(manifest, file=file, column="sentence") == ["A", "B", "C c"]
 
 
+class TestFilesForAllSplits:
+    """What no split has is told: a typing error in an id would otherwise silently take audio away."""
+
+    @pytest.fixture
+    def valid(self, manifest: Manifest) -> Manifest:
+        write_manifest(manifest.path.parent / "valid.tsv", "wav", [("s3/v.wav", 16000)])
+
+        return read_manifest(manifest.path.parent, "valid", check_files=False)
+
+    def test_what_no_split_has_is_named(
+        self, manifest: Manifest, valid: Manifest, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ids = [*(f"ghost{i}" for i in range(7)), *REFS, "s3/v.wav"]
+
+        file = write(manifest, "all.tsv", "path\ttext\n" + "".join(f"{i}\tA\n" for i in ids))
+
+        found = {m.split: read_transcripts(m, TranscriptConfig(file=file)) for m in (manifest, valid)}
+
+        with caplog.at_level(logging.WARNING):
+            warn_of_unlisted(found)
+
+        (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+
+        assert "7 transcripts of no utterance of 'train' or 'valid': 'ghost0' (line 2)," in record.getMessage()
+        assert "'ghost4' (line 6) and 2 more" in record.getMessage()
+        assert "s3/v.wav" not in caplog.text
+
+    def test_what_is_the_other_splits_is_no_matter(
+        self, manifest: Manifest, valid: Manifest, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write(manifest, "text", "".join(f"{i} A\n" for i in (*REFS, "s3/v.wav")))
+
+        with caplog.at_level(logging.WARNING):
+            warn_of_unlisted({m.split: read_transcripts(m, TranscriptConfig()) for m in (manifest, valid)})
+
+        assert not caplog.records
+
+
 class TestBadFiles:
     def test_none_at_all(self, manifest: Manifest) -> None:
         with pytest.raises(TextError, match=r"no transcripts of the split 'train'.*none of train.wrd, train.ltr"):
@@ -192,15 +232,20 @@ class TestPreparation:
 
         transcripts = Transcripts(folder / "train.wrd", list(self.TEXTS), list(range(1, 7)))
 
-        return prepare_texts(
-            manifest,
-            transcripts,
-            tokenizer or create_letters(HubertLettersConfig()),
-            TextConfig(case=case),
-            candidates=self.candidates,
+        tokenizer = tokenizer or create_letters(HubertLettersConfig())
+
+        texts, problems = prepare_texts(
+            manifest, transcripts, tokenizer, TextConfig(case=case), candidates=self.candidates
+        )
+
+        judge_texts(
+            problems,
+            tokenizer.vocabulary,
             on_bad_text=self.on_bad_text,  # type: ignore[arg-type]
             on_long_text=self.on_long_text,  # type: ignore[arg-type]
         )
+
+        return texts
 
     candidates: NDArray[np.int64] = np.arange(6)
     on_bad_text = "skip"
@@ -218,7 +263,7 @@ class TestPreparation:
     def test_unspellable_characters_are_named_with_their_utterances(self, tmp_path: Path) -> None:
         self.on_bad_text = "raise"
 
-        with pytest.raises(TextError, match=r"1 transcripts .* \(3 \u00cf\).*") as ex:
+        with pytest.raises(TextError, match=r"1 transcript of .* has .* \(3 \u00cf\).*") as ex:
             self.prepare(tmp_path)
 
         assert "train.wrd:2: 'u1.wav' has '3', '\u00cf'" in str(ex.value)
@@ -239,6 +284,31 @@ class TestPreparation:
         assert "'u2.wav' needs 5 frames for 5 symbols, but its audio has 3 (0.07 s)" in str(ex.value)
         assert "'u3.wav' needs 5 frames for 4 symbols, but its audio has 4" in str(ex.value)
 
+    def test_all_kinds_are_named_in_the_order_of_lines(self, tmp_path: Path) -> None:
+        self.on_bad_text = self.on_long_text = "raise"
+
+        with pytest.raises(TextError) as ex:
+            self.prepare(tmp_path)
+
+        lines = str(ex.value).splitlines()
+
+        assert [line.split("'")[1] for line in lines[1:]] == [f"u{i}.wav" for i in range(1, 6)]
+
+        for part in ("1 transcript of", "2 transcripts of the split 'train' are empty", "on_bad_text", "on_long_text"):
+            assert part in lines[0]
+
+    def test_only_what_is_not_left_out_is_refused(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.on_long_text = "raise"
+
+        with caplog.at_level(logging.WARNING), pytest.raises(TextError) as ex:
+            self.prepare(tmp_path)
+
+        assert "on_bad_text" not in str(ex.value) and "'u1.wav'" not in str(ex.value)
+
+        # Nobody is told to leave out what is left out already.
+        assert "Left out: 1 transcript of" in caplog.text and "'u1.wav'" in caplog.text
+        assert "=skip" not in caplog.text and "'u2.wav'" not in caplog.text
+
     def test_utterances_that_nobody_asked_for_are_not_looked_at(self, tmp_path: Path) -> None:
         self.on_bad_text = self.on_long_text = "raise"
 
@@ -257,16 +327,18 @@ class TestPreparation:
 
         manifest = read_manifest(tmp_path, "train", check_files=False)
 
+        tokenizer = create_letters(HubertLettersConfig())
+
+        _, problems = prepare_texts(
+            manifest,
+            Transcripts(tmp_path / "train.wrd", ["\u00e9"] * 25, list(range(1, 26))),
+            tokenizer,
+            TextConfig(),
+            candidates=np.arange(25),
+        )
+
         with pytest.raises(TextError) as ex:
-            prepare_texts(
-                manifest,
-                Transcripts(tmp_path / "train.wrd", ["\u00e9"] * 25, list(range(1, 26))),
-                create_letters(HubertLettersConfig()),
-                TextConfig(),
-                candidates=np.arange(25),
-                on_bad_text="raise",
-                on_long_text="raise",
-            )
+            judge_texts(problems, tokenizer.vocabulary, on_bad_text="raise", on_long_text="raise")
 
         assert "25 transcripts" in str(ex.value) and "'u19.wav'" in str(ex.value)
         assert "'u20.wav'" not in str(ex.value) and "… and 5 more" in str(ex.value)

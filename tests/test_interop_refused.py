@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,9 +50,81 @@ def test_large_checkpoint_with_a_base_configuration_is_refused() -> None:
         assert phrase in str(info.value)
 
 
-def test_unknown_number_of_heads_is_asked_for() -> None:
-    with pytest.raises(CheckpointError, match=r"how many attention heads a model of dimension 32 has.*num_heads="):
-        load_hubert(DATA / "torchaudio/ta_post.pth")
+def test_unknown_number_of_heads_is_asked_for_with_all_that_is_known() -> None:
+    """What is to be given can be copied from the message: only the number of heads is to be filled in."""
+    file = DATA / "torchaudio/ta_post.pth"
+
+    with pytest.raises(CheckpointError, match=r"how many attention heads a model of dimension 32 has") as info:
+        load_hubert(file)
+
+    (code,) = re.findall(r"config=(HubertConfig\(.*\))\)`", str(info.value))
+
+    config = eval(code.replace("…", "2"), {"HubertConfig": HubertConfig})
+
+    assert load_hubert(file, config=config).config.num_heads == 2
+
+
+def test_models_with_other_frames_are_refused_when_they_are_loaded(tmp_path: Path) -> None:
+    folder = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+    config = json.loads((folder / "config.json").read_text())
+
+    config["conv_stride"][-1] = 1
+
+    (folder / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match=r"hf.*must have a total stride of 320 .* but has 160"):
+        load_hubert(folder)
+
+
+def test_missing_parts_are_listed(tmp_path: Path) -> None:
+    folder = shutil.copytree(HF_GROUP, tmp_path / "hf")
+
+    keys = list(load_file(folder / "model.safetensors"))
+
+    (folder / "model.safetensors").unlink()
+
+    parts = {k: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, k in enumerate(keys)}
+
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+    with pytest.raises(CheckpointError, match=r"2 of the 2 files that '.*index.json' lists are missing: model-00001"):
+        load_hubert(folder)
+
+
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(repo: str, *args: object, **kwargs: object) -> str:
+        raise OSError(f"HTTPSConnectionPool(host='hub'): Max retries exceeded with url: /{repo}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+
+    monkeypatch.chdir(tmp_path)
+
+    (tmp_path / "runs").mkdir()
+
+    for name in ("runs/none", "downloads/model.pt"):
+        with pytest.raises(CheckpointError, match="is neither a folder, nor a file") as info:
+            load_hubert(name)
+
+        assert f"write 'hg://{name}'" in str(info.value)
+
+    for name in ("owner/none", "hg://runs/none"):
+        with pytest.raises(CheckpointError, match=r"cannot be downloaded.*There is no connection") as info:
+            load_hubert(name)
+
+        assert "Max retries" not in str(info.value)
+
+
+def test_layers_are_whole_numbers() -> None:
+    model = load_hubert(FAIRSEQ / "tiny_post.pt")
+
+    for layer in ("1", 1.0, True):
+        with pytest.raises(ValueError, match="`layer` must be a whole number"):
+            model.extract_features([torch.zeros(800)], layer=layer)  # type: ignore[arg-type]
+
+
+def test_configurations_of_another_sample_rate_are_refused() -> None:
+    assert "`sample_rate` must be 16000 Hz, but is 8000" in str(tiny_config(sample_rate=8000).validate())
 
 
 def test_unknown_file_is_answered_with_what_was_looked_for_and_found(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from builders import TINY_MODEL
 from processes import recipe_env
-from refinement import STEPS, Refinement, line_of
+from refinement import STEPS, Refinement, line_of, write_manifests
 from verb_bridge import VerbBridge
 
 from hubert_plugin import load_hubert, load_units
@@ -137,7 +137,13 @@ def test_the_report_holds_the_numbers_of_the_steps(made: Refinement) -> None:
 
     assert [q.space for q in data.baseline.quality] == ["mfcc"]
     assert "cluster" in "".join(s.command for s in data.steps)
-    assert (made.out / "report/index.html").stat().st_size > 10_000
+
+    html = (made.out / "report/index.html").read_text()
+
+    # A run speaks of nine.
+    assert "8 of 8 steps were timed: " in html
+    assert "The last step, this report, is not among them." in html
+    assert "Objective (α-weighted, with penalty), valid" in html
 
 
 def test_a_second_run_does_nothing_and_a_deleted_result_is_the_same_again(made: Refinement, bridge: VerbBridge) -> None:
@@ -175,6 +181,35 @@ def test_options_that_no_verb_knows_are_named_before_anything_is_run(made: Refin
     assert "round1 /" not in text
     assert bridge.places == []
     assert not (made.folder / "other/round1").exists()
+
+
+def test_a_plan_names_what_would_be_refused_before_the_first_step(
+    made: Refinement, bridge: VerbBridge, tmp_path: Path
+) -> None:
+    """Layers and transcripts that are not there are found without the verbs, which open models and corpora later."""
+    assert "The options of all 9 steps can be used. Nothing was run.\n" in (made.out / "logs/check.log").read_text()
+
+    for name in ("train/a.wav", "train/b.wav", "valid/a.wav", "valid/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    config = json.loads(json.dumps(made.config))
+
+    config["dataset"] = {"manifest_dir": str(write_manifests(tmp_path / "data", root=str(tmp_path)))}
+    config["rounds"][0]["units"] = {"name": "hierarchy", "config": {"num_clusters": [8, 16]}}
+    config["rounds"][0]["finetune"] = config["rounds"][1]["finetune"] = {"preset": "probe"}
+    config["rounds"][1]["features"] = {"name": "hubert_layer", "layer": 99}
+
+    bridge.places.clear()
+
+    text = Refinement(tmp_path, config).run("--plan", code=2)
+
+    assert "round1 / cluster: " in text
+    assert "round2 / cluster: `rounds[1].features.layer` is 99, but the model of round1 has 2 layers" in text
+    assert text.count("round1 / finetune: There are no transcripts of the split 'train' in ") == 1
+    assert "The steps, in order:" not in text
+    assert bridge.places == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_of_a_part_says_what_is_missing(made: Refinement, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_missing_labels_name_those_that_exist(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").touch()
 
     assert "Label files in" in (message := open_error(tmp_path, make_manifest(tmp_path)))
-    assert message.endswith(": train.mfcc50.")
+    assert ": train.mfcc50. Name the folder" in message
     assert "folder does not exist" in open_error(tmp_path / "no", make_manifest(tmp_path))
 
 

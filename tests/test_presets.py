@@ -253,7 +253,7 @@ def test_preset_without_its_labels_is_answered_with_a_sentence(
 
     run = run_preset(name, tmp_path / "out", *shrink(corpus))
 
-    assert_answer(run, ["There are no labels", *phrases])
+    assert_answer(run, ["There are no labels", "the verbs `cluster` and `label`", *phrases])
 
 
 def test_preset_without_data_is_answered_with_a_sentence(tmp_path: Path) -> None:
@@ -312,7 +312,11 @@ def test_heads_are_kept_where_asked(corpus: Path, source: Path, tmp_path: Path) 
             ["`model_dim` is 64, but 32 in the source", "`num_layers` is 3, but 2 in the source", "model.arch"],
         ),
         ({"normalize_audio": True}, [], ["`normalize_audio` is True, but False in the source"]),
-        ({}, ["init.heads=keep", "dataset.labels=[km500]"], ["heads are km500 (10 units", "but km (8 units"]),
+        (
+            {},
+            ["init.heads=keep", "dataset.labels=[km500]"],
+            ["heads are km500 (10 units", "but km (8 units", "or set `init.heads=new`"],
+        ),
         ({}, ["init.source=/no/such/run"], ["'/no/such/run' is neither"]),
     ],
 )

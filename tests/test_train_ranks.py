@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path)
 
     wait_for_all(three)
 
-    assert "was written by 1 process(es), but 3 run now" in three[0].text
+    assert "was written by 1 process(es), but 3 run now: an update covers 3 times as much" in three[0].text
 
     wait_for_all(start_pretrain_ranks(out, file, 2))
 
@@ -144,3 +144,25 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path)
     ]
 
     assert not torch.equal(*states)
+
+
+def test_a_batch_that_is_kept_is_not_said_to_change(corpus: Path, tmp_path: Path) -> None:
+    file = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(
+            corpus,
+            task={"config": {"global_batch_seconds": 12.0}},
+            regime={"num_steps": 4, "checkpoint_every_n_steps": 3, "validate_every_n_steps": 3},
+        ),
+    )
+
+    out = tmp_path / "out"
+
+    wait_for_all(start_pretrain_ranks(out, file, 2, "regime.num_steps=3"))
+
+    (one,) = start_pretrain_ranks(out, file, 1)
+
+    wait_for_all([one])
+
+    assert "was written by 2 process(es), but 1 run now; the batch of an update stays" in one.text
+    assert "times as much audio" not in one.text

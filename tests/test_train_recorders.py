@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import make_corpus, pretrain_config, read_metrics, write_config
-from processes import command_server
+from processes import assert_answer, command_server
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
@@ -53,3 +53,19 @@ def test_wandb_gets_the_metrics_that_the_log_has(tmp_path: Path) -> None:
     keys = {key for row in read_history(wandb_file) for key in row}
 
     assert {"train/Masked Accuracy", "train/Gradient Norm", "train/Audio Seconds per Second"} <= keys
+
+
+def test_wandb_without_a_key_is_answered_with_what_to_set(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_train=4, num_valid=2)
+
+    run = command_server().pretrain(
+        tmp_path / "out",
+        write_config(tmp_path / "config.yaml", pretrain_config(corpus)),
+        "common.metric_recorders.wandb.enabled=true",
+        # No file of a home holds a key, and no environment of the tests does.
+        env={"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": "", "WANDB_MODE": "online"},
+    )
+
+    assert_answer(run, ["`wandb login`", "WANDB_API_KEY", "WANDB_MODE=offline", "wandb.enabled=false"])
+
+    assert "urllib3" not in run.raw

@@ -44,12 +44,12 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def arguments(out: Path, *overrides: object) -> list[str]:
-    return ["recipe", "hubert", "transcribe", str(out), "--no-rich", "--config", *map(str, overrides)]
+def arguments(out: Path, *overrides: object, args: Sequence[str] = ()) -> list[str]:
+    return ["recipe", "hubert", "transcribe", str(out), *args, "--no-rich", "--config", *map(str, overrides)]
 
 
-def transcribe(out: Path, *overrides: object, **kwargs: Any) -> Run:
-    return command_server().run(*arguments(out, *overrides), timeout=600.0, **kwargs)
+def transcribe(out: Path, *overrides: object, args: Sequence[str] = (), **kwargs: Any) -> Run:
+    return command_server().run(*arguments(out, *overrides, args=args), timeout=600.0, **kwargs)
 
 
 def done(run: Run) -> Run:

@@ -114,6 +114,19 @@ def check_sample_rate(source: AudioSource, sample_rate: int, policy: AudioPolicy
         )
 
 
+def check_length(source: AudioSource, num_samples: int) -> None:
+    """Refuse audio that cannot hold a frame.
+
+    :param num_samples: At 16 kHz.
+    :raises AudioError: It is shorter.
+    """
+    if num_samples < RECEPTIVE_FIELD:
+        raise AudioError(
+            f"'{source}' is too short: it has {num_samples} samples at {SAMPLE_RATE} Hz, expected at least "
+            f"{RECEPTIVE_FIELD} (25 ms, one frame)."
+        )
+
+
 def _check_finite(waveform: NDArray[np.float32], source: AudioSource) -> None:
     # One NaN or infinity makes the sum not finite: one pass without a temporary array for the many good files.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -145,8 +158,4 @@ def _check_length(
             f"{hint}"
         )
 
-    if num_samples < RECEPTIVE_FIELD:
-        raise AudioError(
-            f"'{source}' is too short: it has {num_samples} samples at {SAMPLE_RATE} Hz, expected at least "
-            f"{RECEPTIVE_FIELD} (25 ms, one frame)."
-        )
+    check_length(source, num_samples)

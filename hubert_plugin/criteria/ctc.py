@@ -22,6 +22,7 @@ from torch.nn import Module
 from torch.nn.functional import ctc_loss, log_softmax
 from typing_extensions import override
 
+from hubert_plugin.criteria.quiet_mean import QuietMean
 from hubert_plugin.decoding.distance import EditCounts, edit_counts
 from hubert_plugin.decoding.greedy import greedy
 from hubert_plugin.registry import Criterion, register_criterion
@@ -69,8 +70,8 @@ class CtcCriterion(Criterion):
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        metric_bag.add("loss", Mean())
-        metric_bag.add("nll_loss", Mean())
+        metric_bag.add("loss", QuietMean())
+        metric_bag.add("nll_loss", QuietMean())
 
         for name in ("num_examples", "num_symbols", "audio_seconds", "padded_seconds", "num_skipped"):
             metric_bag.add(name, Sum())

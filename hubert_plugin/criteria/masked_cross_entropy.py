@@ -33,6 +33,7 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from hubert_plugin.criteria.head_metrics import HEAD_METRICS, UnitUsage, metric_suffixes
+from hubert_plugin.criteria.quiet_mean import QuietMean
 from hubert_plugin.registry import Criterion, register_criterion
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ class MaskedCrossEntropy(Criterion):
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        metric_bag.add("loss", Mean())
-        metric_bag.add("feature_penalty", Mean())
+        metric_bag.add("loss", QuietMean())
+        metric_bag.add("feature_penalty", QuietMean())
 
         for suffix, size in zip(self._suffixes, self._sizes, strict=True):
             for kind in ("masked", "unmasked"):
-                metric_bag.add(f"{kind}_loss{suffix}", Mean())
-                metric_bag.add(f"{kind}_accuracy{suffix}", Mean())
+                metric_bag.add(f"{kind}_loss{suffix}", QuietMean())
+                metric_bag.add(f"{kind}_accuracy{suffix}", QuietMean())
 
             metric_bag.add(f"unit_usage{suffix}", UnitUsage(size))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
-from fairseq2.metrics import MetricBag
+from fairseq2.metrics import MetricBag, Sum
 from fairseq2.recipe import EvalUnit, TrainUnit
 from fairseq2.trainer import Trainer
 from torch import Tensor
@@ -59,6 +59,9 @@ class TrainStep(TrainUnit[Any]):
         self.count_skipped: Callable[[], int] | None = None
         """Returns the number of updates that were skipped since it was last called; set by who skips them."""
 
+        self.share_of_peak: Callable[[float], float] | None = None
+        """Returns which share of the devices' peak a throughput (seconds of audio a second, of all ranks) is."""
+
     def observe(self, trainer: Trainer) -> None:
         """Take the time of reading and computing, from which the throughput follows, from ``trainer``."""
         self._trainer = trainer
@@ -101,7 +104,12 @@ class TrainStep(TrainUnit[Any]):
         self._criterion.process_metric_values(values)  # type: ignore[arg-type]
 
         if self.count_skipped is not None:
-            values["num_skipped_updates"] = self.count_skipped()
+            num_skipped = self.count_skipped()
+
+            values["num_skipped_updates"] = num_skipped
+
+            if self._trainer is not None and 0 < num_skipped >= self._trainer._num_batches_read:
+                self._drop_means(values)
 
         values["data_wait_seconds"] = self._read_wait_seconds()
 
@@ -113,7 +121,20 @@ class TrainStep(TrainUnit[Any]):
         busy = self._trainer._data_watch.get_elapsed_time() + self._trainer._compute_watch.get_elapsed_time()
 
         if busy > 0.0:
-            values["audio_seconds_per_second"] = float(str(values["audio_seconds"])) / busy
+            throughput = float(str(values["audio_seconds"])) / busy
+
+            values["audio_seconds_per_second"] = throughput
+
+            if self.share_of_peak is not None:
+                values["share_of_peak"] = self.share_of_peak(throughput)
+
+    def _drop_means(self, values: MutableMapping[str, object]) -> None:
+        """Leave out what tells of updates that were made, where none was; sums tell what was read."""
+        metrics = {} if self._metric_bag is None else self._metric_bag.metrics
+
+        for name, metric in metrics.items():
+            if not isinstance(metric, Sum):
+                values.pop(name, None)
 
 
 @final

@@ -234,7 +234,8 @@ def _unreadable(path: Path, ex: OSError) -> LabelError:
 
     return LabelError(
         f"There are no labels '{path}'. Label files in '{folder}': "
-        f"{', '.join(others[:20]) if others else 'none'}{' …' if len(others) > 20 else ''}."
+        f"{', '.join(others[:20]) if others else 'none'}{' …' if len(others) > 20 else ''}. Name the folder that has "
+        "them, or make them with the verbs `cluster` and `label`."
     )
 
 

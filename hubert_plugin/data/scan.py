@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 from hubert_plugin.audio.archives import iter_archive_members
 from hubert_plugin.audio.policy import AudioPolicy
 from hubert_plugin.audio.source import ARCHIVE_EXTENSIONS, resolve_ref
-from hubert_plugin.audio.waveform import AudioInfo, check_sample_rate, probe_audio
+from hubert_plugin.audio.waveform import AudioInfo, check_length, check_sample_rate, probe_audio
 from hubert_plugin.errors import AudioError, ManifestError, format_problems
 from hubert_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 
@@ -42,6 +42,9 @@ class ScanOptions:
 
     on_error: OnError = "raise"
     """What to do with files that cannot be used: name all of them and stop, or leave them out and list them."""
+
+    short_is_error: bool = False
+    """Whether files that cannot hold a frame are files that cannot be used, rather than left out and counted."""
 
     remedy: str = "Mend or remove them, or set `on_error: skip` to leave them out:"
     """What the error tells to do about them."""
@@ -288,7 +291,12 @@ def _iter_probed(
         try:
             info = probe_audio(root, candidate.ref)
 
-            check_sample_rate(resolve_ref(root, candidate.ref), info.sample_rate, options.policy)
+            source = resolve_ref(root, candidate.ref)
+
+            check_sample_rate(source, info.sample_rate, options.policy)
+
+            if options.short_is_error:
+                check_length(source, info.num_samples)
         except AudioError as ex:
             return ex
 

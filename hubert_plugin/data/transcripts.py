@@ -13,7 +13,7 @@ without its ending, or the bare file name without ending, if those are unique.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -24,8 +24,11 @@ from typing_extensions import override
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.data.utterance_ids import read_utterance_ids
 from hubert_plugin.errors import TextError, format_problems
+from hubert_plugin.text.counts import count
 
 KALDI_NAME: Final = "text"
+
+_NUM_SHOWN_IDS: Final = 5
 
 _AUTOMATIC: Final = ("{split}.wrd", "{split}.ltr", "{split}.text", "{split}/text", "text")
 
@@ -73,6 +76,9 @@ class Transcripts:
 
     lines: list[int]
     """The line of each, for errors."""
+
+    unlisted: Mapping[str, int] = field(default_factory=dict)
+    """The lines of a file for all splits that are of no utterance of this manifest, by id."""
 
 
 def read_transcripts(manifest: Manifest, config: TranscriptConfig) -> Transcripts:
@@ -160,7 +166,7 @@ def _read_lines(path: Path, manifest: Manifest) -> Transcripts:
 
     if len(lines) != len(manifest):
         raise TextError(
-            f"The transcripts '{path}' must have a line for each of the {len(manifest):,} utterances of "
+            f"The transcripts '{path}' must have a line for each of the {count(len(manifest), 'utterance')} of "
             f"'{manifest.path}', but have {len(lines):,}. They may belong to another manifest."
         )
 
@@ -234,8 +240,12 @@ def _match(path: Path, keyed: Mapping[str, tuple[int, str]], manifest: Manifest,
 
     extra = keyed.keys() - set(keys)
 
+    unlisted: dict[str, int] = {}
+
     if extra and is_shared:
-        log.info("{}: {:,} transcripts are of utterances that '{}' does not list.", path, len(extra), manifest.path)
+        unlisted = {key: number for key, (number, _) in keyed.items() if key in extra}
+
+        log.info("{}: {} not in '{}'.", path, count(len(extra), "utterance is", "utterances are"), manifest.path)
     elif extra:
         ordered = sorted((keyed[key][0], key) for key in extra)
 
@@ -248,7 +258,35 @@ def _match(path: Path, keyed: Mapping[str, tuple[int, str]], manifest: Manifest,
 
     found = [keyed[key] for key in keys]
 
-    return Transcripts(path, [text for _, text in found], [number for number, _ in found])
+    return Transcripts(path, [text for _, text in found], [number for number, _ in found], unlisted)
+
+
+def warn_of_unlisted(transcripts: Mapping[str, Transcripts]) -> None:
+    """Warn of what is in a file for all splits, but belongs to none of those that are used.
+
+    :param transcripts: By split.
+    """
+    for path in dict.fromkeys(found.path for found in transcripts.values()):
+        readers = {split: found for split, found in transcripts.items() if found.path == path}
+
+        # What one split lacks is mostly the other's.
+        first, *others = (found.unlisted for found in readers.values())
+
+        ids = [key for key in first if all(key in other for other in others)]
+
+        if not ids:
+            continue
+
+        shown = ", ".join(f"'{key}' (line {first[key]})" for key in ids[:_NUM_SHOWN_IDS])
+
+        if (num_left := len(ids) - _NUM_SHOWN_IDS) > 0:
+            shown += f" and {num_left:,} more"
+
+        log.warning(
+            "The transcripts '{}' have {} of no utterance of {}: {}. They are not used; if their audio was to take "
+            "part, it is missing from the manifests.",
+            path, count(len(ids), "transcript"), " or ".join(f"'{split}'" for split in readers), shown,
+        )  # fmt: skip
 
 
 def _choose_keys(keyed: Mapping[str, object], manifest: Manifest) -> Sequence[str]:

@@ -34,6 +34,9 @@ class DecoderConfig(BeamConfig):
     lm: str = ""
     """An n-gram model: an ARPA file or a binary of KenLM; ``demo``: one of the demo corpus's grammar. Empty: none."""
 
+    needs_lm: bool = False
+    """Refuse to go without ``lm``: for presets that are nothing without one."""
+
     lexicon: str = ""
     """A lexicon file. Empty: the words of the language model, spelled in the recogniser's symbols."""
 
@@ -50,6 +53,12 @@ class DecoderConfig(BeamConfig):
         if self.name == "greedy" and (self.lm or self.lexicon):
             problems.append(
                 "A language model or a lexicon needs `name: beam`, but `name` is 'greedy': set `decoder.name=beam`."
+            )
+
+        if self.needs_lm and not self.lm:
+            problems.append(
+                "`lm` must name an n-gram model here, an ARPA file or a binary of KenLM: set `decoder.lm=FILE`, or "
+                "`decoder.needs_lm=false` to go without one."
             )
 
         if self.name == "greedy" and self.nbest > 1:
@@ -86,9 +95,7 @@ def make_decoder(vocabulary: CtcVocabulary, config: DecoderConfig) -> tuple[Deco
             notes += _check_coverage(lexicon.words, lm, f"the lexicon '{config.lexicon}'")
     elif config.lexicon_free:
         if lm is not None and lm.words is not None:
-            text = [s for i, s in enumerate(vocabulary.symbols) if i not in vocabulary.specials]
-
-            notes += _check_coverage(text, lm, "the recogniser's symbols")
+            notes += _check_symbols(lm, vocabulary)
     elif lm is not None:
         lexicon, notes = _spell(lm, vocabulary)
 
@@ -120,6 +127,29 @@ def _spell(lm: NgramFile, vocabulary: CtcVocabulary) -> tuple[Lexicon, list[str]
         f"{len(outside):,} of the {len(words):,} words of '{lm.path}' are left out, for they cannot be spelled in the "
         f"recogniser's symbols: {_name(outside)}."
     ]
+
+
+def _check_symbols(lm: NgramFile, vocabulary: CtcVocabulary) -> list[str]:
+    """Find out whether ``lm`` is a model of the recogniser's symbols, rather than of words."""
+    text = [s for i, s in enumerate(vocabulary.symbols) if i not in vocabulary.specials]
+
+    notes = _check_coverage(text, lm, "the recogniser's symbols")
+
+    entries = set(lm.words or ())
+
+    known = [s for s in text if s in entries]
+
+    # A model of words knows `A`, `I` and their like as well.
+    if 2 * len(known) < len(text):
+        others = sorted(entries - CONTROL_WORDS - set(text))
+
+        raise DecodingError(
+            f"Without a lexicon, the language model has to be one of the recogniser's symbols, but '{lm.path}' seems "
+            f"to be a model of words: it knows {len(known)} of the {len(text)} symbols, and entries like "
+            f"{_name(others)}. Set `decoder.lexicon_free=false`, or give a model of symbols."
+        )
+
+    return notes
 
 
 def _check_coverage(words: Sequence[str], lm: NgramFile, owner: str) -> list[str]:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_plugin.audio import AudioPolicy, probe_audio, read_waveform
+from hubert_plugin.audio.source import resolve_ref
+from hubert_plugin.audio.waveform import check_length
 from hubert_plugin.data.manifest import Manifest, read_manifest
-from hubert_plugin.data.scan import ScanOptions, scan_audio
+from hubert_plugin.data.scan import OnError, ScanOptions, scan_audio
 from hubert_plugin.errors import AudioError, ConfigError, format_problems
 from hubert_plugin.frames import seconds
 
@@ -65,8 +67,8 @@ def open_input(
 
     :param names: Audio files; or one folder or archive of audio; or one manifest (``FOLDER/SPLIT.tsv``); or ``-``.
     :param policy: What to do about other sample rates. Waveforms are not normalised, whatever it says.
-    :param keep_unreadable: If true, files whose headers cannot be read are taken in with a length of zero: reading them
-        tells what is wrong.
+    :param keep_unreadable: If true, files that are missing or whose headers cannot be read are taken in, with a length
+        of zero or the manifest's: reading them tells what is wrong.
     :param num_processes: How many processes share them: standard input is for one alone.
     :param stdin: Gives what came on standard input.
     :raises ConfigError: There is nothing of that name, or these names do not go together.
@@ -96,7 +98,7 @@ def open_input(
         )
 
     if len(paths) == 1 and paths[0].suffix == ".tsv":
-        return open_manifest(read_manifest(paths[0].parent, paths[0].stem), policy)
+        return open_manifest(_read_manifest(paths[0], keep_unreadable), policy)
 
     if len(paths) == 1 and (paths[0].is_dir() or paths[0].suffix.lower() in (".zip", ".tar")):
         return _open_folder(paths[0], policy, keep_unreadable)
@@ -105,6 +107,17 @@ def open_input(
         raise ConfigError(f"`input` must be one folder, or files, but names several and the folder '{folders[0]}'.")
 
     return _open_files(paths, policy, keep_unreadable)
+
+
+def _read_manifest(path: Path, keep_unreadable: bool) -> Manifest:
+    if keep_unreadable:
+        manifest = read_manifest(path.parent, path.stem, check_files=False)
+
+        # Files may be missing then, but not all that there are.
+        if manifest.root.is_dir():
+            return manifest
+
+    return read_manifest(path.parent, path.stem)
 
 
 def open_manifest(manifest: Manifest, policy: AudioPolicy) -> AudioInput:
@@ -123,7 +136,9 @@ def open_manifest(manifest: Manifest, policy: AudioPolicy) -> AudioInput:
 
 
 def _open_folder(folder: Path, policy: AudioPolicy, keep_unreadable: bool) -> AudioInput:
-    options = ScanOptions(policy=policy, on_error="skip" if keep_unreadable else "raise", remedy=_REMEDY)
+    on_error: OnError = "skip" if keep_unreadable else "raise"
+
+    options = ScanOptions(policy=policy, on_error=on_error, short_is_error=True, remedy=_REMEDY)
 
     result = scan_audio(folder, options)
 
@@ -148,7 +163,11 @@ def _open_files(paths: Sequence[Path], policy: AudioPolicy, keep_unreadable: boo
 
     for path in paths:
         try:
-            sizes.append(probe_audio(path.parent, path.name).num_samples)
+            num_samples = probe_audio(path.parent, path.name).num_samples
+
+            check_length(resolve_ref(path.parent, path.name), num_samples)
+
+            sizes.append(num_samples)
         except AudioError as ex:
             sizes.append(0)
 

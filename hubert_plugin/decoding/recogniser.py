@@ -22,7 +22,7 @@ def vocabulary_of(model: HubertCtcModel, symbols: str = "") -> CtcVocabulary:
     :param symbols: A file with a symbol in each line (fairseq's ``dict.ltr.txt``: with a count behind it, and without
         the four special symbols), or the name of a well-known set; empty: what the checkpoint says.
     :raises TextError: The checkpoint says nothing, or there is no such set or one of another size.
-    :raises DecodingError: The file cannot be read, or does not fit.
+    :raises DecodingError: The file cannot be read, or does not fit, or the checkpoint says otherwise.
     """
     config = model.config
 
@@ -30,9 +30,22 @@ def vocabulary_of(model: HubertCtcModel, symbols: str = "") -> CtcVocabulary:
         return CtcVocabulary.of_config(config)
 
     if symbols in NAMED_SYMBOLS or not Path(symbols).expanduser().exists():
-        return CtcVocabulary.named(symbols, config.vocab_size)
+        vocabulary = CtcVocabulary.named(symbols, config.vocab_size)
+    else:
+        vocabulary = _read_symbols(Path(symbols).expanduser(), config.vocab_size, config.blank)
 
-    return _read_symbols(Path(symbols).expanduser(), config.vocab_size, config.blank)
+    if not config.symbols:
+        return vocabulary
+
+    # Other symbols would make another text of the same outputs.
+    for idx, (given, known) in enumerate(zip(vocabulary.symbols, config.symbols, strict=True)):
+        if given != known:
+            raise DecodingError(
+                f"`symbols` ('{symbols}') is not the vocabulary of this checkpoint, which says itself what its outputs "
+                f"mean: output {idx} is '{known}', not '{given}'. Leave `symbols` out."
+            )
+
+    return CtcVocabulary.of_config(config)
 
 
 def _read_symbols(path: Path, size: int, blank: int) -> CtcVocabulary:

@@ -24,7 +24,7 @@ from hubert_plugin.decoding.outputs import JSONL_FILE, read_records, record_of, 
 from hubert_plugin.decoding.parts import Parts
 from hubert_plugin.decoding.transcriber import Times, Transcriber, blocks_of
 from hubert_plugin.decoding.tuning import TuningConfig, tune_weights
-from hubert_plugin.errors import DecodingError
+from hubert_plugin.errors import DecodingError, format_problems
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.text.vocabulary import CtcVocabulary
 from hubert_plugin.units.ranks import raise_together
@@ -151,11 +151,13 @@ class Job:
 
 def _report(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
     if summary["num_skipped"]:
+        errors = [r["error"] for r in records if "error" in r]
+
         log.warning(
-            "{:,} of {:,} recordings could not be read and have an empty line: {}",
-            summary["num_skipped"],
-            summary["num_recordings"],
-            next(r["error"] for r in records if "error" in r),
+            "{}",
+            format_problems(
+                f"{len(errors):,} of {len(records):,} recordings could not be read and have an empty line:", errors
+            ),
         )
 
     if summary["num_empty"]:
@@ -170,7 +172,7 @@ def _report(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], ou
 
     if len(records) <= _NUM_NAMED:
         for record in records:
-            log.info("{}: {}", record["id"], record["text"] or "(nothing)")
+            log.info("{}: {}", record["id"], record["text"] or ("(skipped)" if "error" in record else "(nothing)"))
 
     log.info(
         "Transcribed {:,} recordings ({:,.1f} s) with a real-time factor of {:.4f}. Written to {}.",

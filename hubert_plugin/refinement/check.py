@@ -1,5 +1,6 @@
-"""Checks the options of every step against its verb, and phone times and item files against the corpus, before the
-first hour of work: a typing error in the last round must not be found in the third week.
+"""Checks the options of every step against its verb, and what they name against models and corpus (layers, phone times,
+item files, transcripts), before the first hour of work: a typing error in the last round must not be found in the third
+week.
 
 Runs in a process of its own, since verbs import torch. Each step's command line is parsed by its verb as it will be;
 where something is not known yet, such as a layer to be chosen, any value stands for it.
@@ -22,6 +23,7 @@ from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.errors import HubertError, format_problems
 from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.demo import find_demo
+from hubert_plugin.refinement.fit import layer_problems, transcript_problems
 from hubert_plugin.refinement.settings import structure
 from hubert_plugin.refinement.steps import Step, Work, command_line
 from hubert_plugin.refinement.store import open_workshop
@@ -41,6 +43,8 @@ def check_commands(config: RefinementConfig, out: Path) -> int:
 
     problems: list[str] = []
 
+    refused: set[str] = set()
+
     seen: set[tuple[str, ...]] = set()
 
     for step in shop.steps.values():
@@ -57,9 +61,17 @@ def check_commands(config: RefinementConfig, out: Path) -> int:
         if answer := _answer(argv):
             problems.append(f"{step.title}: {answer}")
 
+            refused.add(step.key)
+
     problems += _times_problems(shop)
 
+    problems += layer_problems(shop, refused)
+
+    problems += transcript_problems(shop, refused)
+
     if not problems:
+        print(f"The options of all {len(shop.steps)} steps can be used. Nothing was run.")
+
         return 0
 
     print(

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, final
 
+from hubert_plugin.refinement.logs import clean_log, without_environment
+
 _PR_SET_PDEATHSIG: Final = 1
 
 _POLL: Final = 0.1
@@ -87,23 +89,29 @@ def run_child(
 ) -> int:
     """Run a command to its end and return its exit code; negative: the signal that killed it.
 
-    :param log: Where its output is added.
+    :param log: Where its output is added; when it has ended, without the environment, which fairseq2 logs.
     :param on_terminal: Whether the output is also shown, as on a terminal.
     :param lock_fd: A file that the child keeps open as long as it runs.
     :param should_abort: Asked several times a second; true ends the child.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
 
-    with log.open("ab") as fp:
-        fp.write(f"\n$ {' '.join(argv)}\n".encode("utf-8", "surrogateescape"))
-        fp.flush()
+    # Of a run that was killed before it could.
+    clean_log(log)
 
-        if on_terminal:
-            return _run_on_terminal(argv, cwd, env, fp, signals, lock_fd, should_abort)
+    try:
+        with log.open("ab") as fp:
+            fp.write(f"\n$ {' '.join(argv)}\n".encode("utf-8", "surrogateescape"))
+            fp.flush()
 
-        child = _start(argv, cwd, env, fp.fileno(), lock_fd)
+            if on_terminal:
+                return _run_on_terminal(argv, cwd, env, fp, signals, lock_fd, should_abort)
 
-        return _wait(child, signals, should_abort, lambda: time.sleep(_POLL))
+            child = _start(argv, cwd, env, fp.fileno(), lock_fd)
+
+            return _wait(child, signals, should_abort, lambda: time.sleep(_POLL))
+    finally:
+        clean_log(log)
 
 
 def _run_on_terminal(
@@ -250,7 +258,7 @@ def tail(log: Path, num_lines: int = 25) -> list[str]:
             fp.seek(0, os.SEEK_END)
             fp.seek(max(0, fp.tell() - (1 << 16)))
 
-            text = fp.read().decode("utf-8", "replace")
+            text = without_environment(fp.read()).decode("utf-8", "replace")
     except OSError:
         return []
 

@@ -12,7 +12,9 @@ _RESULTS: Final = (
     ("Masked accuracy", "masked_accuracy", "%"),
     ("Unmasked accuracy", "unmasked_accuracy", "%"),
     ("Share of the most frequent unit", "most_frequent_unit_share", "%"),
-    ("Loss", "loss_bits", "bits"),
+    # Not the cross-entropies of the charts: α times that of masked frames plus 1 - α times that of the others plus the
+    # penalty on features, divided by the number of frames that are predicted.
+    ("Objective (α-weighted, with penalty)", "loss_bits", "bits"),
 )
 """What a training's ``report.json`` tells."""
 

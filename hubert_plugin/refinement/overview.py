@@ -19,14 +19,15 @@ from hubert_plugin.refinement.cost import (
     read_training,
 )
 from hubert_plugin.refinement.judge import code_versions, fingerprint, judge
-from hubert_plugin.refinement.plan import needs_choice
+from hubert_plugin.refinement.outlook import Outlook
+from hubert_plugin.refinement.plan import REPORT, needs_choice
 from hubert_plugin.refinement.presets import verb_presets
 from hubert_plugin.refinement.record import Record, read_record
 from hubert_plugin.refinement.settings import flatten
 from hubert_plugin.refinement.show import format_bytes, format_flops, format_seconds
 from hubert_plugin.refinement.steps import Step, Work, command_line, show_command
 from hubert_plugin.refinement.units import num_units
-from hubert_plugin.refinement.workshop import UNKNOWN, NotYet, Workshop
+from hubert_plugin.refinement.workshop import NotYet, Workshop
 
 SAMPLE_FRAMES: Final = 1_000_000
 """The default of ``max_frames`` of unit models."""
@@ -93,9 +94,10 @@ class Plan:
 
             lines += [f"  {'':<{width}}  {note}" for note in p.notes]
 
-        lines += ["", "The commands:"]
+        if any(p.to_do for p in self.steps):
+            lines += ["", "The commands:"]
 
-        lines += [f"  {p.command}" for p in self.steps if p.to_do]
+            lines += [f"  {p.command}" for p in self.steps if p.to_do]
 
         return [*lines, "", *self._summary()]
 
@@ -110,6 +112,9 @@ class Plan:
         flops = [p.flops for p in to_do if p.flops is not None]
 
         size = sum(p.size_bytes or 0.0 for p in to_do)
+
+        if not to_do:
+            return [f"Audio: {hours} to train{valid}.", f"Nothing is to do: all {len(self.steps)} steps are done."]
 
         processes = f"{self.num_ranks} processes" if self.num_ranks > 1 else "1 process"
 
@@ -144,10 +149,14 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
 
     plan = Plan([], train, valid, tflops, speed_of, num_ranks)
 
-    changed: set[str] = set()
+    outlook = Outlook()
 
     for step in shop.steps.values():
+        shop.reads.clear()
+
         work = step.make(shop)
+
+        reads = set(shop.steps) if step.key == REPORT else set(shop.reads)
 
         record = read_record(shop.out, step.key)
 
@@ -155,15 +164,7 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
 
         judgement = judge(step, now, record, shop.out, shop.digests, on_code_change=config.on_code_change)
 
-        state = {"keep": "done", "run": f"to do{f': {judgement.reason}' if judgement.reason else ''}"}.get(
-            judgement.action, f"again, because {judgement.reason}"
-        )
-
-        if judgement.action == "redo" and UNKNOWN in now.inputs.values():
-            state = "again, because what it reads is not there"
-
-        if judgement.action == "keep" and changed:
-            state = f"done; again if {sorted(changed)[0]} gives another result"
+        state = outlook.state(step, reads, judgement, now, record)
 
         planned = PlannedStep(step, state, show_command(shop.out, command_line(config.command, step, work)))
 
@@ -176,8 +177,6 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
             planned.size_bytes, planned.measured_size = record.size_bytes, True
             planned.seconds, planned.measured_time = record.seconds, True
         else:
-            changed.add(step.title)
-
             _estimate(planned, shop, work, plan, record)
 
         plan.steps.append(planned)
@@ -294,16 +293,17 @@ def _feature_shape(shop: Workshop, idx: int) -> Shape | None:
 
     model = config.model_of(idx, features.model)
 
-    return _round_shape(shop, idx - 1) if model in shop.steps else _guess_shape(model)
+    return round_shape(shop, idx - 1) if model in shop.steps else _guess_shape(model)
 
 
 def _model_shape(shop: Workshop, step: Step) -> Shape | None:
     assert step.round_idx is not None
 
-    return _feature_shape(shop, step.round_idx) if step.key.endswith("/layers") else _round_shape(shop, step.round_idx)
+    return _feature_shape(shop, step.round_idx) if step.key.endswith("/layers") else round_shape(shop, step.round_idx)
 
 
-def _round_shape(shop: Workshop, idx: int) -> Shape | None:
+def round_shape(shop: Workshop, idx: int) -> Shape | None:
+    """Return the shape of the model that a round trains; ``None`` if it is of another package's architecture."""
     step = shop.steps[f"{shop.config.round_name(idx)}/pretrain"]
 
     return _training(shop, idx, step.make(shop), 1).shape

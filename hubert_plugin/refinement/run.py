@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, final
 
-from hubert_plugin.files import write_text_atomic
 from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.digests import size_on_disk
 from hubert_plugin.refinement.execute import Signals, run_child, tail
@@ -26,12 +23,13 @@ from hubert_plugin.refinement.judge import (
     judge,
     prune_checkpoints,
 )
-from hubert_plugin.refinement.plan import needs_choice, times_digests
+from hubert_plugin.refinement.plan import needs_choice
+from hubert_plugin.refinement.precheck import check_command, check_mark, is_checked, keep_mark, problems_in
 from hubert_plugin.refinement.ranks import Ranks, World, child_env, meeting_point
-from hubert_plugin.refinement.record import STATE_FOLDER, Fingerprint, Record, read_record, write_record
+from hubert_plugin.refinement.record import Fingerprint, Record, read_record, write_record
 from hubert_plugin.refinement.show import format_bytes, format_seconds
-from hubert_plugin.refinement.steps import OWN_COMMAND, Step, Work, command_line, find_step, output_files, show_command
-from hubert_plugin.refinement.store import config_text, open_workshop
+from hubert_plugin.refinement.steps import Step, Work, command_line, find_step, output_files, show_command
+from hubert_plugin.refinement.store import open_workshop
 from hubert_plugin.refinement.summary import summarize
 
 _OTHERS_GRACE: Final = 30.0
@@ -79,7 +77,7 @@ class Refinement:
         self._shop = open_workshop(config, out)
         self._code = code_versions(package, self._shop.digests)
 
-        self._checked = False
+        self._checked: str | None = None
 
         self._has_other_code = False
 
@@ -121,27 +119,21 @@ class Refinement:
                 self._say(line)
 
     def _check_options(self) -> None:
-        """Have the verbs look at the options of all steps, once for each configuration and code.
+        """Have the verbs look at the options of all steps, once for each configuration and code; again when there are
+        manifests to hold transcripts against.
 
         :raises StepFailedError: Some cannot be used.
         """
-        if self._checked:
-            return
+        mark = check_mark(self._shop, self._code)
 
-        self._checked = True
+        if mark == self._checked or is_checked(self._out, mark):
+            self._checked = mark
 
-        mark = self._out / STATE_FOLDER / "checked"
-
-        content = json.dumps([config_text(self._config), dict(self._code), times_digests(self._shop)])
-
-        seen = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
-
-        if mark.is_file() and mark.read_text(encoding="utf-8").strip() == seen:
             return
 
         begin, log = time.monotonic(), self._out / "logs" / "check.log"
 
-        argv = [*(self._config.command or OWN_COMMAND), "recipe", "hubert", "iterate", ".", "--check"]
+        argv = check_command(self._config, ".")
 
         code = run_child(
             argv,
@@ -157,14 +149,13 @@ class Refinement:
             raise Stopped()
 
         if code:
-            text = "\n".join(tail(log, 60)).removeprefix("fairseq2: error: ")
+            unsaid = f"The options of the steps could not be checked: {show_command(self._out, argv)}"
 
-            if not text:
-                text = f"The options of the steps could not be checked: {show_command(self._out, argv)}"
+            raise StepFailedError(problems_in(tail(log, 60)) or unsaid, 2 if code == 2 else 1)
 
-            raise StepFailedError(text, 2 if code == 2 else 1)
+        keep_mark(self._out, mark)
 
-        write_text_atomic(mark, f"{seen}\n")
+        self._checked = mark
 
         self._say(f"options of all steps: checked in {format_seconds(time.monotonic() - begin)}")
 

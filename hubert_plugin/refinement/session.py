@@ -13,8 +13,10 @@ from hubert_plugin.errors import ConfigError, HubertError, OutputDirError
 from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.execute import Signals, Terminated
 from hubert_plugin.refinement.failure import StepFailedError
+from hubert_plugin.refinement.judge import code_versions
 from hubert_plugin.refinement.lock import lock_folder
 from hubert_plugin.refinement.overview import make_plan
+from hubert_plugin.refinement.precheck import check_before_plan
 from hubert_plugin.refinement.ranks import Ranks, World
 from hubert_plugin.refinement.record import STATE_FOLDER
 from hubert_plugin.refinement.run import Refinement, Stopped, follow
@@ -56,11 +58,16 @@ def run_session(config: RefinementConfig, out: Path, package: Path, *, until: st
 
 
 def show_plan(config: RefinementConfig, out: Path, package: Path) -> None:
-    """Show what a run would do."""
+    """Show what a run would do.
+
+    :raises ConfigError: It would refuse the options of its steps.
+    """
     shop = open_workshop(config, out, dry=True)
 
     if config.dataset.demo is not None:
         shop.manifest_dir = _find_corpus(config.dataset.demo)
+
+    check_before_plan(shop, code_versions(package, shop.digests))
 
     for line in make_plan(shop, package, World.of_env().size).lines():
         print(line)

@@ -45,6 +45,9 @@ class Workshop:
     choices: dict[int, Choice] = field(default_factory=dict)
     """The layer choices by round."""
 
+    reads: set[str] = field(default_factory=set)
+    """The steps whose results were asked for."""
+
     def manifest(self) -> str:
         """Return the folder of the manifests as commands name it."""
         if self.manifest_dir is None:
@@ -60,6 +63,8 @@ class Workshop:
 
         :raises ManifestError: There is none of that name.
         """
+        self.reads.add("manifest")
+
         if self.manifest_dir is None:
             return self._unknown("the manifests are not made yet")
 
@@ -79,6 +84,8 @@ class Workshop:
 
     def result_digest(self, key: str) -> str:
         """Return what tells two results of a step apart."""
+        self.reads.add(key)
+
         step = self.steps[key]
 
         files = result_files(step, self.out)
@@ -119,6 +126,8 @@ class Workshop:
         :raises ConfigError: There is nothing to choose by.
         """
         key = choice_source(self.config, idx)
+
+        self.reads.add(key)
 
         path = self.out / key / "analysis.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.config import ModelSection, RegimeSection, TrainerSection
+from fairseq2.recipe.config import RegimeSection
 from fairseq2.trainer import Trainer
 from torch.nn import Module
 
@@ -13,7 +13,7 @@ from hubert_plugin.criteria.steps import EvalStep, TrainStep
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_early_stopper
-from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates, trains_in_float16
+from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates
 
 
 class Readers(Protocol):
@@ -42,9 +42,7 @@ def create_trainer(
     """
     resolver = context.resolver
 
-    # float16 has its own guard, the loss scaler, which skips updates as it looks for the largest scale.
-    if not trains_in_float16(resolver.resolve(TrainerSection), resolver.resolve(ModelSection)):
-        guard_updates(nonfinite, dp_model, model, context.gangs, train_step)
+    guard = guard_updates(nonfinite, dp_model, model, context.gangs, train_step)
 
     last_step_nr = context.get_checkpoint_manager().maybe_get_last_step_number(exclude_model_only=True)
 
@@ -60,6 +58,9 @@ def create_trainer(
         trainer = context.create_trainer(train_step, readers.train, [eval_step], [readers.valid])
     else:
         trainer = context.create_trainer(train_step, readers.train)
+
+    if guard is not None:
+        guard.leave_gradients_to(trainer._fp16_loss_scaler)
 
     if stopper is not None:
         # fairseq2 gives every trainer one that never stops (FACTS 12.6).

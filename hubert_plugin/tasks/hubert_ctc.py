@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import numpy as np
 from fairseq2.gang import Gangs
@@ -22,17 +22,21 @@ from hubert_plugin.audio import read_waveform
 from hubert_plugin.data.ctc_batch import CtcBatch
 from hubert_plugin.data.ctc_dataset import HubertCtcDatasetSection
 from hubert_plugin.data.ctc_loader import CtcLoader, CtcMaskConfig
+from hubert_plugin.data.ctc_problems import Kind, judge_texts
 from hubert_plugin.data.ctc_text import SplitTexts, prepare_texts
 from hubert_plugin.data.dataset import HubertDataset
 from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.data.plan import BatchConfig, usable_utterances
 from hubert_plugin.data.reader import HubertDataReader
 from hubert_plugin.data.subset import draw_minutes
-from hubert_plugin.data.transcripts import Transcripts, read_transcripts
-from hubert_plugin.errors import ConfigError, ManifestError
+from hubert_plugin.data.transcripts import Transcripts, read_transcripts, warn_of_unlisted
+from hubert_plugin.errors import ConfigError, ManifestError, TextError
 from hubert_plugin.registry import HubertTask, LabelSetSpec, register_task
 from hubert_plugin.tasks.batching import BatchingTaskConfig
+from hubert_plugin.tasks.ctc_left_out import LeftOut, describe_left_out, none_takes_part
+from hubert_plugin.tasks.ctc_record import UsedTexts
 from hubert_plugin.tasks.demo_corpus import make_demo_corpus
+from hubert_plugin.text.counts import count
 from hubert_plugin.text.normalization import TextConfig, normalize_text
 from hubert_plugin.text.tokenizer import CtcTokenizer
 
@@ -87,9 +91,19 @@ class _Split:
     candidates: NDArray[np.int64]
     """The positions that take part if their transcripts can be used."""
 
+    left_out: LeftOut
+    """How many do not."""
+
     batching: BatchConfig
 
     texts: SplitTexts | None = None
+
+    @property
+    def minutes(self) -> float:
+        """The minutes of audio that take part."""
+        assert self.texts is not None
+
+        return frames.seconds(int(self.manifest.sizes[self.texts.usable].sum())) / 60
 
 
 @final
@@ -123,28 +137,61 @@ class HubertCtcTask(HubertTask):
         return []
 
     def training_texts(self) -> list[str]:
-        """Return the normalised transcripts that are trained on; empty ones are left out."""
+        """Return the normalised transcripts that are trained on; empty ones are left out.
+
+        :raises ManifestError: There is none.
+        """
         split = self._open()[self._section.train_split]
 
         texts = (normalize_text(split.transcripts.texts[i], self._config.text) for i in split.candidates.tolist())
 
-        return [t for t in texts if t]
+        found = [t for t in texts if t]
+
+        if not found:
+            self._refuse_none(split, {"empty": split.candidates.size})
+
+        return found
 
     def spell(self, tokenizer: CtcTokenizer) -> None:
         """Spell all transcripts. Call before the readers are created.
 
-        :raises TextError: Transcripts cannot be used, and the policies do not say to leave them out.
+        :raises ManifestError: No utterance of the training split is short and long enough.
+        :raises TextError: Transcripts cannot be used, and the policies do not say to leave them out; names those of all
+            splits.
         """
+        problems = []
+
         for split in self._open().values():
-            split.texts = prepare_texts(
-                split.manifest,
-                split.transcripts,
-                tokenizer,
-                self._config.text,
-                candidates=split.candidates,
-                on_bad_text=self._section.on_bad_text,  # type: ignore[arg-type]
-                on_long_text=self._section.on_long_text,  # type: ignore[arg-type]
+            split.texts, found = prepare_texts(
+                split.manifest, split.transcripts, tokenizer, self._config.text, candidates=split.candidates
             )
+
+            problems += found
+
+        judge_texts(
+            problems,
+            tokenizer.vocabulary,
+            on_bad_text=self._section.on_bad_text,  # type: ignore[arg-type]
+            on_long_text=self._section.on_long_text,  # type: ignore[arg-type]
+        )
+
+    def used_texts(self) -> dict[str, UsedTexts]:
+        """Return the normalised transcripts of all utterances that were asked for, by split. Call after
+        :meth:`spell`."""
+        result = {}
+
+        for name, split in self._open().items():
+            assert split.texts is not None, "`spell()` comes first"
+
+            positions = split.candidates.tolist()
+
+            result[name] = UsedTexts(
+                split.transcripts.path,
+                [split.texts.texts[i] for i in positions],
+                [split.transcripts.lines[i] for i in positions],
+            )
+
+        return result
 
     def describe_data(self) -> dict[str, dict[str, object]]:
         """Return the number of utterances, hours and what is left out, by split."""
@@ -153,11 +200,9 @@ class HubertCtcTask(HubertTask):
         for name, split in self._open().items():
             assert split.texts is not None
 
-            usable = split.texts.usable
-
             result[name] = {
-                "num_utterances": int(usable.size),
-                "minutes": frames.seconds(int(split.manifest.sizes[usable].sum())) / 60,
+                "num_utterances": int(split.texts.usable.size),
+                "minutes": split.minutes,
                 "left_out": dict(split.texts.num_skipped),
             }
 
@@ -174,54 +219,99 @@ class HubertCtcTask(HubertTask):
         else:
             self.manifest_dir = self.dataset.manifest_dir()
 
+        names = [section.train_split]
+
+        if section.valid_split is not None:
+            names.append(section.valid_split)
+
+        manifests = {name: read_manifest(self.manifest_dir, name) for name in names}
+
+        transcripts = self._read_transcripts(manifests)
+
         splits = {}
 
-        for name in filter(None, (section.train_split, section.valid_split)):
-            manifest = read_manifest(self.manifest_dir, name)
-
-            transcripts = read_transcripts(manifest, section.transcripts)
-
+        for name, manifest in manifests.items():
             if name == section.train_split:
                 batching = config.batching
 
-                candidates = self._choose(manifest)
+                candidates, left_out = self._choose(manifest)
             else:
                 # Nothing is left out: that would flatter the error rate.
                 batching = _batching_of_all(manifest, config)
 
-                candidates = np.arange(len(manifest))
+                candidates, left_out = np.arange(len(manifest)), LeftOut()
 
-            splits[name] = _Split(manifest, transcripts, candidates, batching)
+            splits[name] = _Split(manifest, transcripts[name], candidates, left_out, batching)
+
+        # Here, since nothing can be said of transcripts of which none is looked at.
+        if (train := splits[section.train_split]).candidates.size == 0:
+            self._refuse_none(train, {})
 
         self._splits = splits
 
         return splits
 
-    def _choose(self, manifest: Manifest) -> NDArray[np.int64]:
-        """Return the utterances that are trained on, if their transcripts can be used."""
+    def _read_transcripts(self, manifests: Mapping[str, Manifest]) -> dict[str, Transcripts]:
+        """Return the transcripts by split; what is wrong with the files of all splits is told at once."""
+        result: dict[str, Transcripts] = {}
+
+        problems = []
+
+        for name, manifest in manifests.items():
+            try:
+                result[name] = read_transcripts(manifest, self._section.transcripts)
+            except TextError as ex:
+                problems.append(str(ex))
+
+        if problems:
+            # Two splits may have the same malformed file.
+            raise TextError("\n".join(dict.fromkeys(problems)))
+
+        warn_of_unlisted(result)
+
+        return result
+
+    def _choose(self, manifest: Manifest) -> tuple[NDArray[np.int64], LeftOut]:
+        """Return the utterances that are trained on, if their transcripts can be used, and how many are not."""
         section, batching = self._section, self._config.batching
 
-        candidates = usable_utterances(manifest.sizes, batching)
+        long_enough = usable_utterances(manifest.sizes, batching)
 
-        candidates = candidates[manifest.sizes[candidates] <= batching.max_seconds * frames.SAMPLE_RATE]
+        candidates = long_enough[manifest.sizes[long_enough] <= batching.max_seconds * frames.SAMPLE_RATE]
+
+        num_short, num_long = len(manifest) - long_enough.size, long_enough.size - candidates.size
 
         if candidates.size < len(manifest):
             log.info(
-                "Split {}: {} of {} utterances take part; the others are shorter than {:g} or longer than {:g} s.",
-                manifest.split, candidates.size, len(manifest), batching.min_seconds, batching.max_seconds,
+                "Split {}: {} of {} take part; the others are shorter than {:g} or longer than {:g} s.",
+                manifest.split, candidates.size, count(len(manifest), "utterance"), batching.min_seconds,
+                batching.max_seconds,
             )  # fmt: skip
 
         if section.train_minutes is None:
-            return candidates
+            return candidates, LeftOut(num_short, num_long)
 
         drawn = draw_minutes(manifest, candidates, section.train_minutes, section.subset_seed)
 
         log.info(
-            "Split {}: {} utterances ({:.4g} min) were drawn with the seed {}.",
-            manifest.split, drawn.size, frames.seconds(int(manifest.sizes[drawn].sum())) / 60, section.subset_seed,
+            "Split {}: {} ({:.4g} min) drawn with the seed {}.",
+            manifest.split, count(drawn.size, "utterance"), frames.seconds(int(manifest.sizes[drawn].sum())) / 60,
+            section.subset_seed,
         )  # fmt: skip
 
-        return drawn
+        return drawn, LeftOut(num_short, num_long, candidates.size - drawn.size)
+
+    def _describe_left_out(self, split: _Split, texts: Mapping[Kind, int]) -> tuple[str, str]:
+        return describe_left_out(split.left_out, texts, self._config.batching, self._section.train_minutes)
+
+    def _refuse_none(self, split: _Split, texts: Mapping[Kind, int]) -> NoReturn:
+        """
+        :param texts: How many transcripts cannot be used, by reason.
+        :raises ManifestError: Always: no utterance takes part.
+        """
+        where = f"the split '{split.manifest.split}' of '{self.manifest_dir}'"
+
+        raise ManifestError(none_takes_part(len(split.manifest), where, *self._describe_left_out(split, texts)))
 
     @override
     def create_readers(
@@ -246,10 +336,17 @@ class HubertCtcTask(HubertTask):
         valid = self._create_reader(section.valid_split, normalize_audio, 1, model_dim)
 
         if not valid.has_batches():
-            raise ManifestError(
-                f"The split '{section.valid_split}' of '{self.manifest_dir}' has no utterance whose transcript can be "
-                "used. Train without validation (`dataset.valid_split=null regime.score_metric=null`), or add some."
-            )
+            split = self._open()[section.valid_split]
+
+            assert split.texts is not None
+
+            what, remedies = self._describe_left_out(split, split.texts.num_skipped)
+
+            remedies += ", or train without validation (`dataset.valid_split=null regime.score_metric=null`)"
+
+            where = f"the split '{section.valid_split}' of '{self.manifest_dir}'"
+
+            raise ManifestError(none_takes_part(len(split.manifest), where, what, remedies))
 
         return CtcReaders(train, valid)
 
@@ -301,14 +398,19 @@ class HubertCtcTask(HubertTask):
 
         assert split.texts is not None
 
-        minutes = frames.seconds(int(split.manifest.sizes[split.texts.usable].sum())) / 60
+        if split.texts.usable.size == 0:
+            self._refuse_none(split, split.texts.num_skipped)
+
+        what, remedies = self._describe_left_out(split, split.texts.num_skipped)
 
         raise ManifestError(
-            f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields {num_batches} batches a rank and "
-            f"epoch, but an update needs {num_accumulate}: {split.texts.usable.size} utterances ({minutes:.3g} min) "
-            f"take part, in batches of {self._config.batching.batch_seconds:g} s. Lower `task.config.batching"
-            ".batch_seconds`, `task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches`, or add "
-            "audio."
+            f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields "
+            f"{count(num_batches, 'batch', 'batches')} a rank and epoch, but an update needs {num_accumulate}: "
+            f"{count(split.texts.usable.size, 'utterance')} ({split.minutes:.3g} min) "
+            f"{'takes' if split.texts.usable.size == 1 else 'take'} part, in batches of "
+            f"{self._config.batching.batch_seconds:g} s. Lower `task.config.batching.batch_seconds`, "
+            "`task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches`, or add audio."
+            + (f" Left out: {what}. To change that, {remedies}." if what else "")
         )
 
 

@@ -180,12 +180,16 @@ class HubertPretrainTask(HubertTask):
         if num_batches < num_accumulate:
             split = self.split(self._section.train_split)
 
+            size, batching = self._gangs.dp.size, self._config.batching
+
+            ranks = f"Run on fewer than {size} ranks, lower" if size > 1 else "Lower"
+
             raise ManifestError(
-                f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields {num_batches} batches a rank "
-                f"and epoch, but an update needs {num_accumulate}: it has {len(split.manifest)} utterances, and "
-                f"`task.config.batching` asks for batches of {self._config.batching.batch_seconds:g} s from utterances "
-                f"of at least {self._config.batching.min_seconds:g} s. Lower them, or `global_batch_seconds` or "
-                f"`trainer.grad_accumulation.num_batches`, or add audio."
+                f"The split '{self._section.train_split}' of '{self.manifest_dir}' yields {num_batches} batches for "
+                f"each of {size} ranks in an epoch, but an update needs {num_accumulate}: it has {len(split.manifest)} "
+                f"utterances, and batches are of {batching.batch_seconds:g} s from utterances of at least "
+                f"{batching.min_seconds:g} s. {ranks} `task.config.batching.batch_seconds` or `min_seconds`, "
+                "`task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches`, or add audio."
             )
 
 

@@ -92,14 +92,19 @@ def init_model(model: HubertModel, section: InitSection) -> None:
 
     problems = _differences(model.config, source.config)
 
-    if section.heads == "keep":
-        problems += _head_differences(model.config, source.config)
+    remedy = "set `model.arch` and `model.config_overrides` to what the source has"
+
+    if section.heads == "keep" and (others := _head_differences(model.config, source.config)):
+        mine = "train with the labels that it was trained with, or set `init.heads=new`"
+
+        remedy = f"{remedy}, and {mine}" if problems else mine
+
+        problems += others
 
     if problems:
         raise ConfigError(
             format_problems(
-                f"The model cannot start from '{section.source}' (`init.source`), because they differ; set "
-                "`model.arch` and `model.config_overrides` to what the source has:",
+                f"The model cannot start from '{section.source}' (`init.source`), because they differ; {remedy}:",
                 problems,
             )
         )

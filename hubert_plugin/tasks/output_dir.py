@@ -21,6 +21,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from fairseq2.world_info import WorldInfo
 
 from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
+from hubert_plugin.tasks.batching import BatchingTaskConfig
 from hubert_plugin.tasks.world_size import fit_checkpoint_to_ranks
 
 
@@ -159,7 +160,8 @@ def _plain(value: object) -> object:
         return {str(k): _plain(v) for k, v in value.items()}
 
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        # Whole numbers are shown as such: 40, not 40.0.
+        return int(value) if float(value).is_integer() else float(value)
 
     return None if value is None else str(value)
 
@@ -175,10 +177,11 @@ def _step_dirs(checkpoint_dir: Path) -> dict[int, Path]:
     return {int(p.name[5:]): p for p in dirs if re.fullmatch(r"step_\d+", p.name) and p.is_dir()}
 
 
-def check_last_checkpoint(checkpoint_dir: Path, gangs: Gangs) -> None:
+def check_last_checkpoint(checkpoint_dir: Path, gangs: Gangs, task_config: object) -> None:
     """Check that the checkpoint from which the run would be resumed is whole, and fit it to the ranks that run now.
 
     :param gangs: The processes; each must call this.
+    :param task_config: The configuration of the task, which may keep the batch of an update whatever runs.
     :raises CheckpointError: A file of it is missing or is missing its end, or it is sharded over another number of
         processes.
     """
@@ -213,7 +216,9 @@ def check_last_checkpoint(checkpoint_dir: Path, gangs: Gangs) -> None:
                     f"{advice}"
                 )
 
-    fit_checkpoint_to_ranks(steps[last], gangs)
+    keeps_batch = isinstance(task_config, BatchingTaskConfig) and task_config.global_batch_seconds is not None
+
+    fit_checkpoint_to_ranks(steps[last], gangs, keeps_batch=keeps_batch)
 
 
 def remove_unfinished_checkpoints(checkpoint_dir: Path) -> None:

@@ -193,8 +193,19 @@ class PretrainReport:
             f"Checkpoints: {output_dir / 'checkpoints'}   Numbers: {output_dir / 'report.json'}",
             f"Curves: tensorboard --logdir {output_dir / 'tb'}",
             f'Use it: python -c "from hubert_plugin import load_hubert; print(load_hubert({str(output_dir)!r}))"',
-            "Next, on your own audio: fairseq2 recipe hubert manifest data/mine --config source=FOLDER && "
-            "fairseq2 recipe hubert pretrain runs/mine --config dataset.manifest_dir=data/mine",
+            self._next_step(),
         ]
 
         return lines
+
+    def _next_step(self) -> str:
+        if self._task.dataset.demo:
+            return (
+                "Next, on your own audio: fairseq2 recipe hubert manifest data/mine --config source=FOLDER && "
+                "fairseq2 recipe hubert pretrain runs/mine --config dataset.manifest_dir=data/mine"
+            )
+
+        return (
+            f"Next, how good its layers are: fairseq2 recipe hubert analyze {self._output_dir}/analysis --config "
+            f"model={self._output_dir} manifest_dir={self._task.manifest_dir}"
+        )

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.registry import unknown_name_error
+from hubert_plugin.text.counts import count
 from hubert_plugin.text.family import HUBERT_LETTERS, HUBERT_SENTENCEPIECE
 from hubert_plugin.text.sentencepiece_model import SentencePieceConfig, train_sentencepiece
 from hubert_plugin.text.tokenizer import CtcTokenizer
@@ -92,7 +93,7 @@ def open_tokenizer(
 
             train_sentencepiece(texts, path, section.sentencepiece)
 
-            log.info("A SentencePiece model was trained on {} transcripts: {}", len(texts), path)
+            log.info("A SentencePiece model was trained on {}: {}", count(len(texts), "transcript"), path)
 
         context.gangs.root.barrier()
 

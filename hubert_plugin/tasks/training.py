@@ -59,11 +59,6 @@ class TrainingTask(Task):
             # The trainer ends an early stop like one that was asked for; but this one is the end of the run.
             if self._stop_requested:
                 raise
-        except OutOfMemoryError as ex:
-            if self._describe_memory_error is None:
-                raise
-
-            raise TrainingError(self._describe_memory_error()) from ex
         except MinimumLossScaleReachedError as ex:
             raise TrainingError(
                 f"Training has stopped at step {ex.step_nr}: gradients overflow float16 even at the smallest loss "
@@ -71,6 +66,9 @@ class TrainingTask(Task):
                 "(`trainer.mixed_precision.dtype=bfloat16`)."
             ) from ex
         except (OSError, OperationalError, RuntimeError) as ex:
+            if self._describe_memory_error is not None and is_memory_error(ex):
+                raise TrainingError(self._describe_memory_error()) from ex
+
             error = find_storage_error(ex)
             if error is None:
                 raise
@@ -143,6 +141,14 @@ def describe_memory_error(
         remedies.append("shard the model over several devices with `trainer.data_parallelism=fsdp`")
 
     return f"{text}. One of these helps: {'; '.join(remedies)}. The last checkpoint is untouched."
+
+
+def is_memory_error(ex: BaseException) -> bool:
+    """Return whether PyTorch found too little memory. On CPUs it has no class for that, but says so."""
+    if isinstance(ex, OutOfMemoryError):
+        return True
+
+    return isinstance(ex, RuntimeError) and ("can't allocate memory" in str(ex) or "bad_alloc" in str(ex))
 
 
 def find_storage_error(ex: BaseException) -> HubertError | None:

@@ -23,18 +23,19 @@ from hubert_plugin.errors import CheckpointError
 from hubert_plugin.files import atomic_path
 
 
-def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs) -> None:
+def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs, *, keeps_batch: bool = False) -> None:
     """Give a checkpoint the files of every rank that runs now; call it on all ranks.
 
     Killed in the middle and called again, it does the rest. The files of the ranks that wrote it stay as they are.
 
+    :param keeps_batch: Whether the batch of an update does not depend on the number of ranks.
     :raises CheckpointError: The model is sharded over another number of ranks.
     """
     # Refused by all ranks, so that none waits for another.
     _check_shards(step_dir, gangs.sdp.size)
 
     if gangs.root.rank == 0:
-        _fit(step_dir, gangs.root.size)
+        _fit(step_dir, gangs.root.size, keeps_batch)
 
     gangs.root.barrier()
 
@@ -55,7 +56,7 @@ def _check_shards(step_dir: Path, num_processes: int) -> None:
     )
 
 
-def _fit(step_dir: Path, world_size: int) -> None:
+def _fit(step_dir: Path, world_size: int, keeps_batch: bool) -> None:
     # The run's own files, in a pickle protocol that PyTorch's restricted mode cannot read; fairseq2 reads them so, too.
     reader_state = torch.load(step_dir / "data_reader" / "dp_00.pt", map_location="cpu", weights_only=False)
 
@@ -68,14 +69,17 @@ def _fit(step_dir: Path, world_size: int) -> None:
 
     step = step_dir.name.removeprefix("step_")
 
-    log.warning(
-        "The checkpoint of step {} was written by {} process(es), but {} run now: an update covers {} times as much "
-        "audio now, unless `task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches` evens it out.",
-        step,
-        old_size,
-        world_size,
-        f"{world_size / old_size:g}",
-    )
+    changed = f"The checkpoint of step {step} was written by {old_size} process(es), but {world_size} run now"
+
+    if keeps_batch:
+        log.info("{}; the batch of an update stays (`task.config.global_batch_seconds`).", changed)
+    else:
+        log.warning(
+            "{}: an update covers {:g} times as much audio now, unless `trainer.grad_accumulation.num_batches` evens "
+            "it out. `task.config.global_batch_seconds` keeps the batch in new runs.",
+            changed,
+            world_size / old_size,
+        )
 
     trainer_state = torch.load(step_dir / "trainer" / "rank_00.pt", map_location="cpu", weights_only=False)
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from hubert_plugin.errors import TextError
 from hubert_plugin.files import atomic_path
+from hubert_plugin.text.counts import count
 
 MODEL_TYPES: Final = ("unigram", "bpe", "char")
 
@@ -94,13 +95,14 @@ def _check_characters(model: bytes, texts: Sequence[str], config: SentencePieceC
 
     if missing := sorted(set("".join("".join(texts).split())) - known):
         raise TextError(
-            f"A SentencePiece model of {config.vocab_size} symbols has no place for {len(missing)} characters of the "
-            f"transcripts: {' '.join(missing[:20])}. Raise `vocab_size`, or normalise the text more."
+            f"A SentencePiece model of {config.vocab_size} symbols has no place for "
+            f"{count(len(missing), 'character')} of the transcripts: {' '.join(missing[:20])}. Raise `vocab_size`, or "
+            "normalise the text more."
         )
 
 
 def _explain(message: str, config: SentencePieceConfig, num_texts: int) -> str:
-    head = f"No SentencePiece model of {config.vocab_size} symbols can be trained on {num_texts:,} transcripts"
+    head = f"No SentencePiece model of {config.vocab_size} symbols can be trained on {count(num_texts, 'transcript')}"
 
     if match := re.search(r"<= ?(\d+)", message):
         return f"{head}: they give at most {match[1]}. Lower `vocab_size`, or add transcripts."

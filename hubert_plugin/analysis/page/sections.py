@@ -114,7 +114,13 @@ def step_section(steps: Sequence[Step]) -> Markup | None:
 
     commands = [tag("p", None, tag("strong", None, s.name), tag("br"), tag("code", None, s.command)) for s in steps]
 
-    total = f"{len(timed)} of {len(steps)} steps were timed: {show_duration(sum(timed))} in all." if timed else None
+    total = None
+
+    if timed:
+        total = (
+            f"{len(timed)} of {len(steps)} steps were timed: {show_duration(sum(timed))} in all. The last step, this "
+            "report, is not among them."
+        )
 
     return tag(
         "section",

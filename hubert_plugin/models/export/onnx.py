@@ -30,6 +30,15 @@ MAX_INLINE_BYTES: Final = 1_900_000_000
 """Larger models have their weights in a file ``….onnx.data`` beside: a protocol buffer ends at 2 GiB."""
 
 
+def require_onnx() -> None:
+    """:raises MissingDependencyError: The package ``onnx`` is not installed."""
+    if find_spec("onnx") is None:
+        raise MissingDependencyError(
+            "The export to ONNX needs the package `onnx`. Install it with `pip install 'fairseq2-hubert[onnx]'` (in a "
+            "checkout: `pip install '.[onnx]'`)."
+        )
+
+
 def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool) -> None:
     """Write the graph of a model in full precision on the CPU.
 
@@ -41,11 +50,7 @@ def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool
     if layer is not None:
         check_layer(layer, len(encoder_of(model).encoder.layers))
 
-    if find_spec("onnx") is None:
-        raise MissingDependencyError(
-            "The export to ONNX needs the package `onnx`. Install it with `pip install 'fairseq2-hubert[onnx]'` (in a "
-            "checkout: `pip install '.[onnx]'`)."
-        )
+    require_onnx()
 
     check_file(path, overwrite=overwrite)
 

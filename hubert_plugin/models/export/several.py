@@ -10,6 +10,7 @@ from typing import Any
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.export.api import EXPORT_FORMATS, ExportReport, check_format, export_loaded
+from hubert_plugin.models.export.onnx import require_onnx
 from hubert_plugin.models.export.parity import encoder_of, open_probe
 from hubert_plugin.models.export.source import load_source
 from hubert_plugin.models.export.targets import check_file, check_folder
@@ -33,6 +34,9 @@ def export_all(
     """
     for name in formats:
         check_format(name)
+
+        if name == "onnx":
+            require_onnx()
 
         (check_folder if name == "huggingface" else check_file)(folder / EXPORT_FORMATS[name], overwrite=True)
 

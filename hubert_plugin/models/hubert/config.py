@@ -10,6 +10,8 @@ from fairseq2.runtime.config_registry import ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 
+from hubert_plugin.frames import SAMPLE_RATE
+
 HUBERT_FAMILY: Final = "hubert"
 """The name of the model family in asset cards and recipe configurations."""
 
@@ -173,6 +175,9 @@ class HubertConfig(Validatable):
                 f"`conv_layers` must have a total stride of 320 and a receptive field of 400 samples, but has {stride} "
                 f"and {field_} instead."
             )
+
+        if self.sample_rate != SAMPLE_RATE:
+            result.add_error(f"`sample_rate` must be {SAMPLE_RATE} Hz, but is {self.sample_rate} instead.")
 
         if not 0.0 <= self.feature_grad_scale <= 1.0:
             result.add_error(f"`feature_grad_scale` must be between 0 and 1, but is {self.feature_grad_scale} instead.")

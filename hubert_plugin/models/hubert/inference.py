@@ -47,6 +47,9 @@ class LayerRangeError(ConfigError, ValueError):
 
 def check_layer(layer: int, num_layers: int) -> None:
     """:raises LayerRangeError: ``layer`` is not one of 0 … ``num_layers``."""
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise LayerRangeError(f"`layer` must be a whole number, but is {layer!r} instead.")
+
     if not 0 <= layer <= num_layers:
         raise LayerRangeError(
             f"`layer` must be between 0 and {num_layers}, but is {layer} instead: the model has {num_layers} layers, "

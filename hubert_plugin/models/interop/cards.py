@@ -43,6 +43,8 @@ FAMILIES: Final = (HUBERT_FAMILY, HUBERT_CTC_FAMILY)
 CONNECT_SECONDS: Final = 15.0
 """How long a host may take to answer before it counts as out of reach."""
 
+_NO_CONNECTION: Final = "There is no connection."
+
 _HUB_FILES: Final = (
     "config.json",
     "preprocessor_config.json",
@@ -80,13 +82,22 @@ def find_card(name: str) -> AssetCard | None:
     return card
 
 
+def looks_like_path(name: str) -> bool:
+    """Return whether what could be a hub id (``owner/name``) rather is the path of something that is not there."""
+    path = Path(name).expanduser()
+
+    return path.suffix in (".bin", ".ckpt", ".pt", ".pth", ".safetensors") or path.parent.is_dir()
+
+
 def unknown_source_error(name: str) -> CheckpointError:
     """Return the error for a name that stands for nothing; it names cards that are spelled alike."""
     near = get_close_matches(name, list_cards(), n=3, cutoff=0.4)
 
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
-    return CheckpointError(f"'{name}' is neither a folder, nor a file, nor the name of an asset card.{hint}")
+    hub = f" If it is a repository of the Hugging Face hub, write 'hg://{name}'." if is_hub_id(name) else ""
+
+    return CheckpointError(f"'{name}' is neither a folder, nor a file, nor the name of an asset card.{hint}{hub}")
 
 
 def list_cards() -> list[str]:
@@ -192,7 +203,7 @@ def fetch_uri(uri: Uri, what: str) -> Path:
         raise CheckpointError(
             f"{what} cannot be downloaded: {first_lines(ex)} Without a connection, "
             f"fetch '{uri}' on another machine and put the file into the folder '{folder}' of this one; or give "
-            "`load_hubert` the path of the file."
+            "the path of the file instead of the name."
         ) from ex
 
 
@@ -291,6 +302,10 @@ def connect_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(earlier)
 
 
+def _tells_of_no_connection(ex: BaseException) -> bool:
+    return any(sign in str(ex) for sign in ("Max retries exceeded", "Name or service not known", "NameResolutionError"))
+
+
 def first_lines(ex: BaseException) -> str:
     """Return the messages of an exception and its causes in one line each."""
     messages: list[str] = []
@@ -298,7 +313,8 @@ def first_lines(ex: BaseException) -> str:
     cause: BaseException | None = ex
 
     while cause is not None and len(messages) < 3:
-        text = str(cause).strip().splitlines()
+        # What libraries say of a missing connection is long, and none of it is of use.
+        text = [_NO_CONNECTION] if _tells_of_no_connection(cause) else str(cause).strip().splitlines()
 
         if text and text[0] not in messages:
             messages.append(text[0])

@@ -51,7 +51,11 @@ def recognize(checkpoint: Checkpoint, hint: HubertConfig | None = None) -> Recog
     :raises CheckpointError: It is of no known format, or is damaged; says what was looked for and what was found.
     """
     try:
-        return _recognize(checkpoint, hint)
+        recognised = _recognize(checkpoint, hint)
+
+        # A given configuration is compared with what was found, which says more.
+        if hint is None:
+            _check(recognised.config)
     except CheckpointError as ex:
         where = f"'{checkpoint.path}'"
 
@@ -61,6 +65,14 @@ def recognize(checkpoint: Checkpoint, hint: HubertConfig | None = None) -> Recog
             f"'{checkpoint.path}' cannot be used: its entries are not what their names say "
             f"({type(ex).__name__}: {str(ex).splitlines()[0] if str(ex) else ''}). It is damaged or of another program."
         ) from ex
+
+    return recognised
+
+
+def _check(config: AnyConfig) -> None:
+    """:raises CheckpointError: A model like this cannot be built, or has other frames than HuBERT's."""
+    if errors := encoder_config(config).validate().errors:
+        raise CheckpointError(f"It is of a model that cannot be used here. {' '.join(map(str, errors))}")
 
 
 def _recognize(checkpoint: Checkpoint, hint: HubertConfig | None) -> Recognised:

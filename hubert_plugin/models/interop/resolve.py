@@ -18,6 +18,7 @@ from hubert_plugin.models.interop.cards import (
     fetch_uri,
     find_card,
     is_hub_id,
+    looks_like_path,
     unknown_source_error,
 )
 from hubert_plugin.models.interop.fit import encoder_of, fit_state_dict
@@ -55,7 +56,7 @@ def resolve_source(source: str | Path, *, step: Step = "last", config: AnyConfig
 
     if name.startswith(("https://", "http://")):
         path = fetch_uri(Uri.parse(name), "The checkpoint")
-    elif isinstance(source, str) and is_hub_id(name):
+    elif isinstance(source, str) and is_hub_id(name) and (name.startswith("hg://") or not looks_like_path(name)):
         path = fetch_from_hub(
             name.removeprefix("hg://"),
             f"'{name}' is neither a folder, nor a file, nor the name of an asset card; as a repository it",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Final, Literal
 
 from torch import Tensor
@@ -68,20 +68,13 @@ def infer_config(
 
     num_heads = num_heads or (hint.num_heads if hint else None) or NUM_HEADS.get(model_dim)
 
-    if num_heads is None:
-        raise CheckpointError(
-            f"The parameters do not say how many attention heads a model of dimension {model_dim} has (known for "
-            f"{', '.join(map(str, NUM_HEADS))}). Give a configuration: `load_hubert(…, config=HubertConfig("
-            "num_heads=…, …))`, or a card with `model_config_overrides`."
-        )
-
     normalize = base.normalize_audio if hint else conv_norm == "layer"
 
-    return replace(
+    config = replace(
         base,
         model_dim=model_dim,
         num_layers=len(layers),
-        num_heads=num_heads,
+        num_heads=num_heads or 1,
         ffn_dim=_get(state_dict, "encoder.layers.0.ffn.inner_proj.weight").size(0),
         norm_order=norm_order,
         conv_layers=conv_layers,
@@ -97,6 +90,26 @@ def infer_config(
         tie_final_proj="target_heads.shared_proj.weight" in state_dict,
         normalize_audio=normalize,
     )
+
+    if num_heads is None:
+        raise CheckpointError(
+            f"The parameters do not say how many attention heads a model of dimension {model_dim} has (known for "
+            f"{', '.join(map(str, NUM_HEADS))}). Give a configuration that does: `load_hubert(…, config=HubertConfig("
+            f"num_heads=…, {_differences(config)}))`, or a card with these as `model_config_overrides`."
+        )
+
+    return config
+
+
+def _differences(config: HubertConfig) -> str:
+    """Return, as arguments, what parameters say of a configuration that is not the default, but for heads."""
+    default = HubertConfig()
+
+    names = [f.name for f in fields(config) if f.name not in ("num_heads", "heads")]
+
+    values = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
+
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def describe_size(config: HubertConfig) -> str:

@@ -28,7 +28,7 @@ _WEIGHT_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES: Final = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
-def recognize_path(path: Path, *, step: Step = "last", hint: HubertConfig | None = None) -> Recognised:
+def recognize_path(path: Path | str, *, step: Step = "last", hint: HubertConfig | None = None) -> Recognised:
     """Return the checkpoint at ``path``.
 
     :param path: A file, a Hugging Face folder, a folder with one checkpoint file, the output folder of a training run,
@@ -36,6 +36,8 @@ def recognize_path(path: Path, *, step: Step = "last", hint: HubertConfig | None
     :param hint: What formats without a configuration do not say.
     :raises CheckpointError: There is none, or it cannot be used.
     """
+    path = Path(path)
+
     if path.is_dir() and is_run_folder(path):
         return _read_run(path, step)
 
@@ -240,6 +242,12 @@ def _read_parts(folder: Path, index: Path) -> dict[str, Any]:
     # A file of a stranger must not point anywhere else.
     if outside := [n for n in names if Path(n).name != n]:
         raise CheckpointError(f"'{index}' must name files of its own folder, but names {outside[0]!r}.")
+
+    if missing := [n for n in names if not (folder / n).is_file()]:
+        raise CheckpointError(
+            f"{len(missing)} of the {len(names)} files that '{index}' lists are missing: {', '.join(missing[:20])}. "
+            "Fetch them into the folder."
+        )
 
     result: dict[str, Any] = {}
 

@@ -19,6 +19,7 @@ from hubert_plugin.recipes.hubert.finetune.config import HubertFinetuneConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
 from hubert_plugin.tasks.create_trainer import create_trainer
+from hubert_plugin.tasks.ctc_record import keep_or_check_texts
 from hubert_plugin.tasks.ctc_report import FinetuneReport
 from hubert_plugin.tasks.freezing import freeze_encoder_for_some_updates, freeze_for_ever
 from hubert_plugin.tasks.global_batch import apply_global_batch
@@ -91,7 +92,7 @@ class HubertFinetuneRecipe(Recipe):
 
         checkpoint_dir = checkpoint_folder(resolver, context.output_dir)
 
-        check_last_checkpoint(checkpoint_dir, context.gangs)
+        check_last_checkpoint(checkpoint_dir, context.gangs, config.task.config)
 
         if context.gangs.root.rank == 0:
             remove_unfinished_checkpoints(checkpoint_dir)
@@ -129,6 +130,13 @@ class HubertFinetuneRecipe(Recipe):
             encoder_config = before.encoder if config.pretrained else None
 
         task.spell(tokenizer)
+
+        keep_or_check_texts(
+            context.output_dir,
+            task.used_texts(),
+            resumed=last_step_nr is not None,
+            is_first=context.gangs.root.rank == 0,
+        )
 
         set_model(
             resolver,

@@ -11,6 +11,7 @@ from hubert_plugin.arguments import parse_verb_args
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.recipes.hubert.iterate.config import HubertIterateConfig
 from hubert_plugin.refinement.load import load_config
+from hubert_plugin.refinement.ranks import World
 from hubert_plugin.refinement.settings import dump_yaml, unstructure
 from hubert_plugin.refinement.store import CONFIG_FILE
 
@@ -75,7 +76,12 @@ def _read_config(args: Namespace, out: Path, presets: dict[str, Path]) -> Hubert
         # A folder that has begun goes on as it was; it must not become a demo.
         former = out / CONFIG_FILE
 
-        file = former if former.is_file() else presets[DEFAULT_PRESET]
+        if former.is_file():
+            file = former
+        else:
+            file = presets[DEFAULT_PRESET]
+
+            _say_default(args, out)
 
     items = [item for items in args.config_overrides or [] for item in items]
 
@@ -88,6 +94,21 @@ def _read_config(args: Namespace, out: Path, presets: dict[str, Path]) -> Hubert
         config.emit_slurm = Path(args.emit_slurm)
 
     return config
+
+
+def _say_default(args: Namespace, out: Path) -> None:
+    """Say that the default preset is taken: the folder may be mistyped."""
+    # On other ranks it would be said again, and beside the report's error it would be wrong.
+    if args.report or World.of_env().rank > 0:
+        return
+
+    # Standard output is for configurations and commands, which others read.
+    print(
+        f"'{out}' holds no refinement yet, and neither --preset nor --config-file is given, so the preset "
+        f"`{DEFAULT_PRESET}` is taken. To go on with an earlier refinement, name its folder.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

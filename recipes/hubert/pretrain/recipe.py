@@ -30,6 +30,7 @@ from hubert_plugin.tasks.output_dir import (
     register_output_guard,
     remove_unfinished_checkpoints,
 )
+from hubert_plugin.tasks.peak import observe_peak
 from hubert_plugin.tasks.report import PretrainReport
 from hubert_plugin.tasks.training import TrainingTask, describe_memory_error
 
@@ -59,7 +60,7 @@ class HubertPretrainRecipe(Recipe):
 
         checkpoint_dir = checkpoint_folder(resolver, context.output_dir)
 
-        check_last_checkpoint(checkpoint_dir, context.gangs)
+        check_last_checkpoint(checkpoint_dir, context.gangs, config.task.config)
 
         if context.gangs.root.rank == 0:
             remove_unfinished_checkpoints(checkpoint_dir)
@@ -111,6 +112,8 @@ class HubertPretrainRecipe(Recipe):
         describe_heads(resolver.resolve(MetricDescriptorRegistry), [h.label_set for h in model.target_heads])
 
         train_step, eval_step = TrainStep(criterion, readers.train.pop_wait_seconds), EvalStep(criterion)
+
+        observe_peak(train_step, context.gangs, model.config, config.task.config, trainer_section)
 
         trainer = create_trainer(
             context,

@@ -27,8 +27,8 @@ class HubertTranscribeConfig(Validatable):
     """A HuBERT that was fine-tuned for recognition: a model card, a checkpoint file or the folder of a run, whatever
     ``load_hubert_ctc`` takes."""
 
-    step: str = "best"
-    """Which checkpoint of a run: ``best`` or ``last``."""
+    step: int | str = "best"
+    """Which checkpoint of a run: ``best``, ``last`` or the number of a step."""
 
     symbols: str = ""
     """What the outputs mean, for checkpoints that do not say: ``fairseq_letters``, ``letters``, ``torchaudio_letters``,
@@ -97,8 +97,8 @@ class HubertTranscribeConfig(Validatable):
         if not isinstance(self.input, str) and not (is_list and all(isinstance(i, str) for i in self.inputs)):
             result.add_error(f"`input` must be a path, a list of paths or '-', but is {self.input!r} instead.")
 
-        if self.step not in ("best", "last"):
-            result.add_error(f"`step` must be 'best' or 'last', but is '{self.step}' instead.")
+        if self.step not in ("best", "last") and not str(self.step).isdigit():
+            result.add_error(f"`step` must be 'best', 'last' or the number of a step, but is '{self.step}' instead.")
 
         if unknown := [f for f in self.formats if f not in FORMATS]:
             result.add_error(f"`formats` must be some of {', '.join(FORMATS)}, but names {', '.join(unknown)}.")

@@ -129,7 +129,7 @@ def _open_input(context: RecipeContext, config: HubertTranscribeConfig) -> Audio
 
 
 def _load_model(context: RecipeContext, config: HubertTranscribeConfig) -> HubertCtcModel:
-    step: Any = config.step
+    step: Any = int(config.step) if str(config.step).isdigit() else config.step
 
     return load_hubert_ctc(
         config.model, step=step, device=context.gangs.root.device, dtype=DTYPES[config.compute.dtype]

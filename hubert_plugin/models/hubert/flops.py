@@ -46,5 +46,13 @@ def count_forward_flops(config: HubertConfig, num_samples: int, num_masked: floa
 
 
 def count_training_flops(config: HubertConfig, num_samples: int, num_masked: float) -> float:
-    """Count forward and backward pass of one utterance: three times the forward pass (FACTS 11)."""
-    return 3.0 * sum(count_forward_flops(config, num_samples, num_masked).values())
+    """Count forward and backward pass of one utterance: three times the forward pass (FACTS 11).
+
+    MS-HuBERT's two views pass the convolutions once.
+    """
+    parts = count_forward_flops(config, num_samples, num_masked)
+
+    if config.swap:
+        parts = {name: value if name in ("conv", "proj") else 2.0 * value for name, value in parts.items()}
+
+    return 3.0 * sum(parts.values())

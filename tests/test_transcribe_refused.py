@@ -1,0 +1,105 @@
+"""What ``transcribe`` refuses or leaves out, and how it names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from builders import make_corpus
+from golden import FAIRSEQ
+from processes import assert_answer
+from test_transcribe_command import done, read_records, read_summary, transcribe
+
+from hubert_plugin import load_hubert_ctc
+
+MODEL = FAIRSEQ / "tiny_ctc.pt"
+
+
+def make_audio(folder: Path) -> Path:
+    """Write a corpus of three recordings; return the folder of its audio."""
+    return make_corpus(folder, num_train=1, num_valid=2, seconds=(0.5, 0.6)) / "wav"
+
+
+def find(audio: Path, name: str) -> Path:
+    (path,) = audio.rglob(name)
+
+    return path
+
+
+def test_symbols_of_another_recogniser_are_refused(tmp_path: Path) -> None:
+    """As many as there are outputs, but others: the text would be another one."""
+    symbols = load_hubert_ctc(MODEL).config.symbols
+
+    (tmp_path / "same.txt").write_text("".join(f"{s}\n" for s in symbols))
+    (tmp_path / "other.txt").write_text("".join(f"{s}\n" for s in [*symbols[:6], *symbols[:5:-1]]))
+
+    recording = find(make_audio(tmp_path / "corpus"), "valid00.wav")
+
+    done(transcribe(tmp_path / "a", f"model={MODEL}", f"input={recording}", f"symbols={tmp_path / 'same.txt'}"))
+
+    run = transcribe(tmp_path / "b", f"model={MODEL}", f"input={recording}", f"symbols={tmp_path / 'other.txt'}")
+
+    assert_answer(run, ["other.txt", f"output 6 is '{symbols[6]}', not '{symbols[-1]}'", "Leave `symbols` out"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_recordings_without_a_frame_are_named_or_skipped(kind: str, tmp_path: Path) -> None:
+    audio = make_audio(tmp_path / "corpus")
+
+    for name in ("valid00.wav", "valid01.wav"):
+        sf.write(find(audio, name), np.zeros(100, np.float32), 16_000)
+
+    what = f"input={audio}" if kind == "folder" else f"input=[{','.join(map(str, sorted(audio.rglob('*.wav'))))}]"
+
+    phrases = ["valid00.wav", "valid01.wav", "it has 100 samples at 16000 Hz, expected at least 400"]
+
+    assert_answer(transcribe(tmp_path / "a", f"model={MODEL}", what), [*phrases, "on_bad_audio=skip"])
+
+    run = done(transcribe(tmp_path / "b", f"model={MODEL}", what, "on_bad_audio=skip"))
+
+    # All are named, and told from those in which nothing was recognised.
+    for phrase in [*phrases, "2 of 3 recordings could not be read", "valid00.wav: (skipped)"]:
+        assert phrase in run.text, run.raw
+
+    assert read_summary(tmp_path / "b")["num_skipped"] == 2
+    assert [Path(r["id"]).name for r in read_records(tmp_path / "b")] == ["train00.wav", "valid00.wav", "valid01.wav"]
+
+
+def test_a_recording_that_is_missing_is_skipped_on_request(tmp_path: Path) -> None:
+    audio = make_audio(tmp_path / "corpus")
+
+    find(audio, "valid01.wav").unlink()
+
+    overrides = [f"model={MODEL}", f"input={tmp_path / 'corpus' / 'valid.tsv'}"]
+
+    assert_answer(transcribe(tmp_path / "a", *overrides), ["valid01.wav"])
+
+    done(transcribe(tmp_path / "b", *overrides, "on_bad_audio=skip"))
+
+    assert ["error" in r for r in read_records(tmp_path / "b")] == [False, True]
+
+
+def test_a_step_is_named_by_its_number(tmp_path: Path) -> None:
+    overrides = [f"model={MODEL}", f"input={find(make_audio(tmp_path / 'corpus'), 'valid00.wav')}"]
+
+    assert_answer(transcribe(tmp_path / "a", *overrides, "step=first"), ["'best', 'last' or the number of a step"])
+
+    # A file has no steps.
+    done(transcribe(tmp_path / "b", *overrides, "step=7"))
+
+
+def test_the_preset_of_a_language_model_asks_for_one(tmp_path: Path) -> None:
+    recording = find(make_audio(tmp_path / "corpus"), "valid00.wav")
+
+    overrides = [f"model={MODEL}", f"input={recording}"]
+
+    run = transcribe(tmp_path / "a", *overrides, args=["--preset", "ngram"])
+
+    assert_answer(run, ["`lm` must name an n-gram model", "set `decoder.lm=FILE`"])
+
+    run = done(transcribe(tmp_path / "b", *overrides, "decoder.needs_lm=false", args=["--preset", "ngram"]))
+
+    assert json.loads((tmp_path / "b" / "transcribe.json").read_text())["decoder"]["name"] == "beam"
