@@ -187,6 +187,11 @@ CASES: dict[str, Case] = {
         ["'cosin' is not a known", "'cosine'"],
         ["model.config_overrides.heads=[{label_set: km, kind: cosin}]"],
     ),
+    "warm_up_longer_than_the_run": Case(
+        lambda folder: None,
+        ["`lr_scheduler.config.num_warmup_steps` (100) must be less than `regime.num_steps` (20)"],
+        ["lr_scheduler.config.num_warmup_steps=100", "regime.num_steps=20"],
+    ),
     "unknown_criterion": Case(
         lambda folder: None,
         ["'masked_crossentropy' is not a known", "'masked_cross_entropy'"],

@@ -16,6 +16,8 @@ from fairseq2.recipe.config import (
     RegimeSection,
     TrainerSection,
 )
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
 
 from hubert_plugin.criteria.masked_cross_entropy import MASKED_CROSS_ENTROPY, MaskedCrossEntropyConfig
 from hubert_plugin.data.dataset import HubertDatasetSection
@@ -32,7 +34,7 @@ from hubert_plugin.tasks.report import ReportSection
 
 
 @dataclass(kw_only=True)
-class HubertPretrainConfig:
+class HubertPretrainConfig(Validatable):
     """Holds the configuration of :class:`HubertPretrainRecipe`."""
 
     model: ModelSection = field(default_factory=lambda: ModelSection(family=HUBERT_FAMILY, arch="tiny"))
@@ -109,3 +111,21 @@ class HubertPretrainConfig:
 
     # One output folder is one run, also when the number of ranks changes.
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        num_steps, schedule = self.regime.num_steps, self.lr_scheduler.config
+
+        if not isinstance(schedule, PolynomialDecayLRConfig) or num_steps is None:
+            return result
+
+        # fairseq2 says so, too, but only when labels are made, and by a key that there is not.
+        if schedule.num_warmup_steps >= num_steps:
+            result.add_error(
+                f"`lr_scheduler.config.num_warmup_steps` ({schedule.num_warmup_steps}) must be less than "
+                f"`regime.num_steps` ({num_steps}): where a run is shortened, shorten both."
+            )
+
+        return result
