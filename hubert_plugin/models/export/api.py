@@ -29,7 +29,7 @@ from hubert_plugin.models.export.source import load_source
 from hubert_plugin.models.export.torchaudio import save_torchaudio, torchaudio_outputs
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
-from hubert_plugin.models.interop.keys import AnyConfig
+from hubert_plugin.models.interop.keys import AnyConfig, encoder_config
 from hubert_plugin.models.interop.torchaudio import export_torchaudio_kwargs
 from hubert_plugin.registry import unknown_name_error
 
@@ -168,6 +168,9 @@ def export_loaded(
 
         theirs = huggingface_outputs(target, model, probe)
     elif format == "torchaudio":
+        if not encoder_config(config).heads:
+            notes.append("The mask embedding is left out: only models with target heads have one there.")
+
         save_torchaudio(state_dict, config, target, overwrite=overwrite)
 
         theirs = torchaudio_outputs(target, model, probe)
