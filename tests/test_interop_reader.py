@@ -391,3 +391,18 @@ def test_whole_module_is_answered_with_what_to_save_instead(tmp_path: Path) -> N
 
     with pytest.raises(CheckpointError, match=r"holds a torch\.nn\.modules\.linear\.Linear object.*state_dict\(\)"):
         read_checkpoint(tmp_path / "module.pt")
+
+
+def test_files_of_later_pickle_protocols_are_told_how_to_be_saved(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "a.pt", pickle_protocol=4)
+
+    with pytest.raises(CheckpointError, match=r"pickle protocol 3 or later.*save it again"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_that_are_not_pytorchs_are_told_so(protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"weight": [0.0] * 20}, protocol=protocol))
+
+    with pytest.raises(CheckpointError, match=r"is a pickle, but not one of PyTorch's.*torch\.save"):
+        read_checkpoint(tmp_path / "a.pt")

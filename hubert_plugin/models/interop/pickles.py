@@ -26,6 +26,13 @@ _OPCODE_NAMES: Final = (
 _OPCODES: Final = _OPCODE_NAMES.split()
 """What PyTorch's restricted reader understands; anything else in a pickle is a reason to refuse it."""
 
+_LATER_OPCODE_NAMES: Final = (
+    "FRAME MEMOIZE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 STACK_GLOBAL NEWOBJ_EX ADDITEMS "
+    "FROZENSET BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER"
+)
+
+_LATER_OPCODES: Final = frozenset(getattr(pickle, name)[0] for name in _LATER_OPCODE_NAMES.split())
+
 _MODULE_NAMES: Final = (
     "asyncio bdb cgi code codeop commands concurrent ctypes dill cloudpickle distutils doctest "
     "importlib io _io joblib linecache marshal multiprocessing nt ntpath os pdb pickle pip pkgutil "
@@ -105,6 +112,14 @@ def survey_pickle(file: BinaryIO) -> Survey:
         root = surveyor.load()
     except pickle.UnpicklingError:
         raise
+    except KeyError as ex:
+        if ex.args[0] in _LATER_OPCODES:
+            raise pickle.UnpicklingError(
+                "it was written with pickle protocol 3 or later, which PyTorch's safe reader does not take: save it "
+                "again by `torch.save` as it is, without `pickle_protocol`"
+            ) from None
+
+        raise pickle.UnpicklingError(f"KeyError: {ex}") from None
     except Exception as ex:  # any exception at all: the bytes are a stranger's
         raise pickle.UnpicklingError(f"{type(ex).__name__}: {ex}" if str(ex) else type(ex).__name__) from None
 

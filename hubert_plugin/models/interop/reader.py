@@ -207,6 +207,13 @@ def _refuse_size(path: Path, size: int, claimed: int) -> NoReturn:
 
 
 def _refuse_unknown(path: Path, size: int, head: bytes) -> NoReturn:
+    # One of PyTorch's, cut off, begins otherwise.
+    if size > len(_OLD_MAGIC) and head.startswith(b"\x80"):
+        raise CheckpointError(
+            f"'{path}' ({size:,} bytes) is a pickle, but not one of PyTorch's: nothing in it was read. Save parameters "
+            "by `torch.save(model.state_dict(), …)`."
+        )
+
     # A zip file that was cut off has lost the table at its end, by which it is known.
     if size == 0 or head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(
