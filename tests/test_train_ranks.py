@@ -108,6 +108,19 @@ def test_a_refusal_is_shown_on_every_rank(corpus: Path, tmp_path: Path) -> None:
     assert "rank 1: " in run.text and "num_steps" in run.text
 
 
+def test_more_ranks_than_there_is_audio_for_are_refused(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_train=1, num_valid=2)
+
+    file = write_config(tmp_path / "config.yaml", pretrain_config(corpus))
+
+    ranks = start_pretrain_ranks(tmp_path / "out", file, 2)
+
+    assert [rank.wait() for rank in ranks] == [2, 2]
+
+    assert "yields 0 batches for each of 2 ranks" in ranks[0].text
+    assert "Run on fewer than 2 ranks" in ranks[0].text
+
+
 def test_a_run_goes_on_with_other_numbers_of_ranks(corpus: Path, tmp_path: Path) -> None:
     """1 → 3 → 2 ranks: the steps go on, the epoch's remaining batches are read, and every rank has its own state."""
     file = write_config(
