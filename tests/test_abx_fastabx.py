@@ -13,7 +13,7 @@ from hubert_plugin.analysis.abx import AbxCollector, make_task, read_items
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.frames import num_frames, num_samples_of
 
-# Its extension is compiled for one version of PyTorch and refuses others (0.6.1: 2.9.0).
+# 0.6.1 is compiled for PyTorch 2.9 and wants `pip install fastabx 'polars<1.33'`.
 fastabx = pytest.importorskip("fastabx", exc_type=ImportError)
 
 
