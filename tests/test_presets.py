@@ -257,7 +257,7 @@ def test_preset_without_its_labels_is_answered_with_a_sentence(
 
 
 def test_preset_without_data_is_answered_with_a_sentence(tmp_path: Path) -> None:
-    assert_answer(run_preset("base_it2", tmp_path / "out", "regime.num_steps=2"), ["names no manifest"])
+    assert_answer(run_preset("base_it2", tmp_path / "out"), ["names no manifest"])
 
 
 def test_continuing_from_nothing_is_answered_with_a_sentence(corpus: Path, tmp_path: Path) -> None:
