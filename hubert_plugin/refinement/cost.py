@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from hubert_plugin.models.hubert.flops import count_encoder_flops
 from hubert_plugin.refinement.settings import apply_overrides, flow_yaml
 
 _CONV: Final = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
@@ -54,26 +55,12 @@ class Shape:
 
     def forward_flops(self, num_layers: int | None = None, *, views: int = 1) -> float:
         """Return the operations for a second of audio, up to a layer."""
-        length, input_dim, conv = int(_SECONDS * 16_000), 1, 0.0
+        parts = count_encoder_flops(self, int(_SECONDS * 16_000), num_layers)
 
-        for output_dim, kernel, stride in self.conv_layers:
-            length = (length - kernel) // stride + 1
+        # All views pass the convolutions once.
+        once = parts["conv"] + parts["proj"]
 
-            conv += 2.0 * length * input_dim * output_dim * kernel
-
-            input_dim = output_dim
-
-        dim = self.model_dim
-
-        proj = 2.0 * length * input_dim * dim if input_dim != dim else 0.0
-
-        pos = 2.0 * length * dim * (dim // self.pos_conv_groups) * self.pos_conv_kernel
-
-        layer = 2.0 * length * (4 * dim * dim + 2 * dim * self.ffn_dim) + 4.0 * length * length * dim
-
-        layers = self.num_layers if num_layers is None else min(num_layers, self.num_layers)
-
-        return (conv + proj + views * (pos + layers * layer)) / _SECONDS
+        return (once + views * (sum(parts.values()) - once)) / _SECONDS
 
     def training_flops(self) -> float:
         """Return the operations for a second of audio in training."""

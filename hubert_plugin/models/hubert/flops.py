@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-from hubert_plugin.models.hubert.config import HubertConfig
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    # Plans count, too, without torch.
+    from hubert_plugin.models.hubert.config import HubertConfig
 
 
-def count_forward_flops(config: HubertConfig, num_samples: int, num_masked: float) -> dict[str, float]:
-    """Count a forward pass of one utterance.
+class EncoderShape(Protocol):
+    """What the work of an encoder depends on; a :class:`HubertConfig` is one."""
 
-    Normalisations, activations and softmax are left out, as in FACTS 11. Only masked frames are counted for the heads.
+    @property
+    def conv_layers(self) -> Sequence[Sequence[int]]: ...
 
-    :param num_masked: The masked frames of the utterance.
+    @property
+    def model_dim(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def ffn_dim(self) -> int: ...
+
+    @property
+    def pos_conv_kernel(self) -> int: ...
+
+    @property
+    def pos_conv_groups(self) -> int: ...
+
+
+def count_encoder_flops(shape: EncoderShape, num_samples: int, num_layers: int | None = None) -> dict[str, float]:
+    """Count a forward pass of one utterance through the encoder, by its parts.
+
+    Normalisations, activations and softmax are left out, as in FACTS 11.
+
+    :param num_layers: How many Transformer layers run; ``None``: all of them.
     """
     length, input_dim, conv = num_samples, 1, 0.0
 
-    for output_dim, kernel, stride in config.conv_layers:
+    for output_dim, kernel, stride in shape.conv_layers:
         length = (length - kernel) // stride + 1
 
         conv += 2.0 * length * input_dim * output_dim * kernel
 
         input_dim = output_dim
 
-    dim = config.model_dim
+    dim = shape.model_dim
 
-    proj = 2.0 * length * input_dim * dim if input_dim != dim else 0.0
-
-    pos_conv = 2.0 * length * dim * (dim // config.pos_conv_groups) * config.pos_conv_kernel
-
-    linear = config.num_layers * 2.0 * length * (4 * dim * dim + 2 * dim * config.ffn_dim)
-
-    attention = config.num_layers * 4.0 * length * length * dim
-
-    final_dim = config.final_dim or dim
-
-    heads = sum(2.0 * num_masked * final_dim * (dim + head.size) for head in config.heads)
+    layers = shape.num_layers if num_layers is None else min(num_layers, shape.num_layers)
 
     return {
         "conv": conv,
-        "proj": proj,
-        "pos_conv": pos_conv,
-        "linear": linear,
-        "attention": attention,
-        "heads": heads,
+        "proj": 2.0 * length * input_dim * dim if input_dim != dim else 0.0,
+        "pos_conv": 2.0 * length * dim * (dim // shape.pos_conv_groups) * shape.pos_conv_kernel,
+        "linear": layers * 2.0 * length * (4 * dim * dim + 2 * dim * shape.ffn_dim),
+        "attention": layers * 4.0 * length * length * dim,
     }
+
+
+def count_forward_flops(config: HubertConfig, num_samples: int, num_masked: float) -> dict[str, float]:
+    """Count a forward pass of one utterance through encoder and heads, of which only masked frames are counted.
+
+    :param num_masked: The masked frames of the utterance.
+    """
+    final_dim = config.final_dim or config.model_dim
+
+    heads = sum(2.0 * num_masked * final_dim * (config.model_dim + head.size) for head in config.heads)
+
+    return {**count_encoder_flops(config, num_samples), "heads": heads}
 
 
 def count_training_flops(config: HubertConfig, num_samples: int, num_masked: float) -> float:
