@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -13,7 +13,6 @@ from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.progress import ProgressReporter
-from fairseq2.utils.validation import ValidationResult
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -21,57 +20,28 @@ from hubert_plugin import frames
 from hubert_plugin.audio import read_waveform
 from hubert_plugin.data.ctc_batch import CtcBatch
 from hubert_plugin.data.ctc_dataset import HubertCtcDatasetSection
-from hubert_plugin.data.ctc_loader import CtcLoader, CtcMaskConfig
+from hubert_plugin.data.ctc_loader import CtcLoader
 from hubert_plugin.data.ctc_problems import Kind, judge_texts
-from hubert_plugin.data.ctc_text import SplitTexts, prepare_texts
+from hubert_plugin.data.ctc_text import prepare_texts
 from hubert_plugin.data.dataset import HubertDataset
 from hubert_plugin.data.manifest import Manifest, read_manifest
-from hubert_plugin.data.plan import BatchConfig, usable_utterances
+from hubert_plugin.data.plan import usable_utterances
 from hubert_plugin.data.reader import HubertDataReader
 from hubert_plugin.data.subset import draw_minutes
 from hubert_plugin.data.transcripts import Transcripts, read_transcripts, warn_of_unlisted
 from hubert_plugin.errors import ConfigError, ManifestError, TextError
 from hubert_plugin.registry import HubertTask, LabelSetSpec, register_task
-from hubert_plugin.tasks.batching import BatchingTaskConfig
+from hubert_plugin.tasks.ctc_config import HubertCtcTaskConfig as HubertCtcTaskConfig
+from hubert_plugin.tasks.ctc_config import batching_of_all
 from hubert_plugin.tasks.ctc_left_out import LeftOut, describe_left_out, none_takes_part
 from hubert_plugin.tasks.ctc_record import UsedTexts
+from hubert_plugin.tasks.ctc_split import CtcSplit
 from hubert_plugin.tasks.demo_corpus import make_demo_corpus
 from hubert_plugin.text.counts import count
-from hubert_plugin.text.normalization import TextConfig, normalize_text
+from hubert_plugin.text.normalization import normalize_text
 from hubert_plugin.text.tokenizer import CtcTokenizer
 
 HUBERT_CTC: Final = "hubert_ctc"
-
-
-def _default_batching() -> BatchConfig:
-    # FACTS 1.5: 3.2M samples on a GPU; nothing is cut.
-    return BatchConfig(batch_seconds=200.0, max_seconds=40.0, min_seconds=0.025, length="pad_bucket")
-
-
-@dataclass(kw_only=True)
-class HubertCtcTaskConfig(BatchingTaskConfig):
-    """How audio is put into batches and masked, and how transcripts are normalised."""
-
-    batching: BatchConfig = field(default_factory=_default_batching)
-    """Batches of the training split. Nothing is cut: utterances longer than ``max_seconds`` are left out."""
-
-    mask: CtcMaskConfig = field(default_factory=CtcMaskConfig)
-    """What is masked in training."""
-
-    text: TextConfig = field(default_factory=TextConfig)
-    """How transcripts are normalised before they are spelled."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = super().validate()
-
-        if self.batching.length not in ("pad", "pad_bucket"):
-            result.add_error(
-                f"`batching.length` must be 'pad' or 'pad_bucket', not '{self.batching.length}': audio that is cut no "
-                "longer fits its transcript."
-            )
-
-        return result
 
 
 @dataclass
@@ -80,30 +50,6 @@ class CtcReaders:
 
     train: HubertDataReader[CtcBatch]
     valid: HubertDataReader[CtcBatch] | None
-
-
-@dataclass
-class _Split:
-    manifest: Manifest
-
-    transcripts: Transcripts
-
-    candidates: NDArray[np.int64]
-    """The positions that take part if their transcripts can be used."""
-
-    left_out: LeftOut
-    """How many do not."""
-
-    batching: BatchConfig
-
-    texts: SplitTexts | None = None
-
-    @property
-    def minutes(self) -> float:
-        """The minutes of audio that take part."""
-        assert self.texts is not None
-
-        return frames.seconds(int(self.manifest.sizes[self.texts.usable].sum())) / 60
 
 
 @final
@@ -126,7 +72,7 @@ class HubertCtcTask(HubertTask):
         self._gangs = gangs
         self._seed = seed
         self._reporter = reporter
-        self._splits: dict[str, _Split] | None = None
+        self._splits: dict[str, CtcSplit] | None = None
 
         self.manifest_dir: Path = Path()
         """The folder of the manifests, known once the data is open."""
@@ -208,7 +154,7 @@ class HubertCtcTask(HubertTask):
 
         return result
 
-    def _open(self) -> dict[str, _Split]:
+    def _open(self) -> dict[str, CtcSplit]:
         if self._splits is not None:
             return self._splits
 
@@ -237,11 +183,11 @@ class HubertCtcTask(HubertTask):
                 candidates, left_out = self._choose(manifest)
             else:
                 # Nothing is left out: that would flatter the error rate.
-                batching = _batching_of_all(manifest, config)
+                batching = batching_of_all(manifest, config)
 
                 candidates, left_out = np.arange(len(manifest)), LeftOut()
 
-            splits[name] = _Split(manifest, transcripts[name], candidates, left_out, batching)
+            splits[name] = CtcSplit(manifest, transcripts[name], candidates, left_out, batching)
 
         # Here, since nothing can be said of transcripts of which none is looked at.
         if (train := splits[section.train_split]).candidates.size == 0:
@@ -301,10 +247,10 @@ class HubertCtcTask(HubertTask):
 
         return drawn, LeftOut(num_short, num_long, candidates.size - drawn.size)
 
-    def _describe_left_out(self, split: _Split, texts: Mapping[Kind, int]) -> tuple[str, str]:
+    def _describe_left_out(self, split: CtcSplit, texts: Mapping[Kind, int]) -> tuple[str, str]:
         return describe_left_out(split.left_out, texts, self._config.batching, self._section.train_minutes)
 
-    def _refuse_none(self, split: _Split, texts: Mapping[Kind, int]) -> NoReturn:
+    def _refuse_none(self, split: CtcSplit, texts: Mapping[Kind, int]) -> NoReturn:
         """
         :param texts: How many transcripts cannot be used, by reason.
         :raises ManifestError: Always: no utterance takes part.
@@ -412,21 +358,6 @@ class HubertCtcTask(HubertTask):
             "`task.config.global_batch_seconds` or `trainer.grad_accumulation.num_batches`, or add audio."
             + (f" Left out: {what}. To change that, {remedies}." if what else "")
         )
-
-
-def _batching_of_all(manifest: Manifest, config: HubertCtcTaskConfig) -> BatchConfig:
-    """Return the batching of validation, which no utterance is too short or too long for."""
-    # A sample more, lest rounding cuts the longest.
-    longest = frames.seconds(int(manifest.sizes.max()) + 1)
-
-    seconds = config.valid_batch_seconds or config.batching.batch_seconds
-
-    return replace(
-        config.batching,
-        min_seconds=frames.seconds(frames.RECEPTIVE_FIELD),
-        max_seconds=longest,
-        batch_seconds=max(seconds, longest),
-    )
 
 
 def register_hubert_ctc(container: DependencyContainer) -> None:
