@@ -1,8 +1,8 @@
 """Dropout that is fast on CPUs, too.
 
-PyTorch's draws a random number for each element, and multiplies by truth values, one by one: 18 ns an element. Here,
-four decisions are taken from each 64-bit draw of the same generator, and elements are zeroed as whole numbers, which
-vectorises: a tenth of the time. Measurements are in ``benchmarks/README.md``.
+PyTorch's draws a random number for each element. Here, four decisions are taken from each 64-bit draw of the same
+generator, and elements are zeroed as whole numbers, which vectorises: in bfloat16, forward and backward together take 0.4
+of the time. Measurements are in ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def fast_dropout(x: Tensor, p: float) -> Tensor:
 
 
 def drop_scale(p: float) -> float:
-    """Return what is left is scaled by: ``p`` is rounded as :func:`draw_dropped` rounds it."""
+    """Return by what the elements that are left are scaled; ``p`` is rounded as :func:`draw_dropped` rounds it."""
     num_dropped = _num_dropped(p)
 
     # If nothing is left, nothing is there to be scaled.
