@@ -1,8 +1,8 @@
 """Dropout that is fast on CPUs, too.
 
 PyTorch's draws a random number for each element. Here, four decisions are taken from each 64-bit draw of the same
-generator, and elements are zeroed as whole numbers, which vectorises: in bfloat16, forward and backward together take 0.4
-of the time. Measurements are in ``benchmarks/README.md``.
+generator, and elements are zeroed as whole numbers, which vectorises: in bfloat16, forward and backward together take
+0.4 of the time. Measurements are in ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
