@@ -5,7 +5,8 @@ Letters: *M* frames, *D* features of a frame, *K* centroids.
 ``argmin_k ‖x - c_k‖² = argmin_k ‖c_k‖² / 2 - x · c_k``: the term ``‖x‖²`` is the same for every centroid of a frame and
 is left out, as scikit-learn does, which also keeps float32 rounding out of near ties.
 
-In float32 (``fp32``) the labels are those of scikit-learn's ``predict`` and fairseq's ``dump_km_label.py``.
+In float32 (``fp32``) the labels are those of scikit-learn's ``predict`` and fairseq's ``dump_km_label.py``. On a CPU
+products are NumPy's, whose library is a tenth to a third faster at these shapes than the one that PyTorch comes with.
 
 ``bf16`` and ``int8`` screen first: the mean of the centroids is removed, products are computed in a half or a quarter
 of the bits, and every frame whose two best scores are closer than the rounding can explain is scored again in float32.
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hubert_plugin.units.screening import MAX_BYTE_DIM, ByteScreen, HalfScreen, Screen, first_lowest
+from hubert_plugin.units.screening import MAX_BYTE_DIM, ByteScreen, HalfScreen, Screen
 from hubert_plugin.units.threads import Workers, blocks_of, split_range
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -66,7 +67,7 @@ class NearestCentroid:
 
         self.precision = self._choose_precision(precision)
 
-        self._centroids_t = (-c).T.contiguous()  # (D, K)
+        self._minus_t = (-c).T.contiguous()  # (D, K)
         self._half_norms = c.double().square().sum(dim=1).mul_(0.5).float()  # (K,)
 
         self._screen: Screen | None = None
@@ -139,15 +140,49 @@ class NearestCentroid:
             self._assign_exactly(frames[done:], out[done:])
 
     def _assign_exactly(self, frames: Tensor, out: Tensor) -> None:
+        """Assign by ``‖c‖² / 2 - x · c`` in float32."""
+        if self.device.type == "cpu":
+            self._assign_in_numpy(frames.numpy(), out.numpy())
+
+            return
+
         scores = torch.empty((min(self._block_size, len(frames)), self.num_centroids), device=self.device)
 
         for block in blocks_of(len(frames), self._block_size):
             x = frames[block]
 
-            # ‖c‖² / 2 - x · c in float32. *Shape:* (M, K).
-            torch.addmm(self._half_norms, x, self._centroids_t, out=scores[: len(x)])
+            torch.addmm(self._half_norms, x, self._minus_t, out=scores[: len(x)])  # (M, K)
 
-            out[block] = first_lowest(scores[: len(x)])
+            out[block] = scores[: len(x)].argmin(dim=1)
+
+    def _assign_in_numpy(self, frames: NDArray[np.float32], out: NDArray[np.int64]) -> None:
+        num_frames = min(self._block_size, len(frames))
+
+        minus_t, half_norms = self._minus_t.numpy(), self._half_norms.numpy()
+
+        scores = np.empty((num_frames, self.num_centroids), np.float32)
+
+        # A pass over few features is cheaper than one over the scores: a feature that is 1 brings in the norms.
+        if few_features := self.dim < _MIN_SCREEN_DIM:
+            minus_t = np.concatenate([minus_t, half_norms[None]])  # (D + 1, K)
+
+            features = np.ones((num_frames, self.dim + 1), np.float32)
+
+        for block in blocks_of(len(frames), self._block_size):
+            x = frames[block]
+
+            s = scores[: len(x)]
+
+            if few_features:
+                features[: len(x), :-1] = x
+
+                np.matmul(features[: len(x)], minus_t, out=s)
+            else:
+                np.matmul(x, minus_t, out=s)
+
+                s += half_norms
+
+            s.argmin(axis=1, out=out[block])
 
     def _assign_screened(self, screen: Screen, frames: Tensor, out: Tensor) -> tuple[int, Tensor]:
         """Assign by rounded scores; return how many frames were done, and which of these are not sure."""

@@ -1,4 +1,4 @@
-"""Threads that each compute with one thread of PyTorch's own: for many small, equal pieces of work.
+"""Threads that each compute with one thread of PyTorch's and NumPy's own: for many small, equal pieces of work.
 
 What a piece yields then depends on the piece alone, neither on how many threads there are nor on how they share a
 matrix product.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from types import TracebackType
 from typing import TypeVar, final
@@ -29,7 +29,7 @@ class Workers:
     def __init__(self, num_threads: int | None = None) -> None:
         """:param num_threads: ``None`` is as many as PyTorch uses, and no more than this process has cores."""
         self._num_threads = num_threads or min(torch.get_num_threads(), num_usable_cores())
-        self._before = 0
+        self._stack = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -37,15 +37,21 @@ class Workers:
         return self._num_threads
 
     def __enter__(self) -> Self:
-        # torch hands the setting of any thread on to threads born later, hence the restoring at the end.
-        self._before = torch.get_num_threads()
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
-        torch.set_num_threads(1)
+        with ExitStack() as stack:
+            # Threads that each share out a product of NumPy's wait for one another.
+            stack.enter_context(threadpool_limits(1, user_api="blas"))
 
-        if self._num_threads > 1:
-            self._pool = ThreadPoolExecutor(
-                self._num_threads, "units", initializer=torch.set_num_threads, initargs=(1,)
-            )
+            # torch hands the setting of any thread on to threads born later, hence the restoring at the end.
+            stack.enter_context(one_thread())
+
+            if self._num_threads > 1:
+                self._pool = stack.enter_context(
+                    ThreadPoolExecutor(self._num_threads, "units", initializer=torch.set_num_threads, initargs=(1,))
+                )
+
+            self._stack = stack.pop_all()
 
         return self
 
@@ -55,7 +61,7 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-        torch.set_num_threads(self._before)
+        self._stack.close()
 
     def map(self, fn: Callable[[A], B], items: Sequence[A]) -> list[B]:
         """Return ``fn(item)`` for each item, in order."""
