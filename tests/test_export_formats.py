@@ -153,7 +153,7 @@ def test_fairseq_files_restore_every_tensor(tmp_path: Path) -> None:
     for nr, model in enumerate(models):
         export_hubert(model, tmp_path / f"{nr}.pt", format="fairseq", audio=WAVE)
 
-        loaded, _ = load_source(tmp_path / f"{nr}.pt")
+        loaded = load_source(tmp_path / f"{nr}.pt").model
 
         assert_same_tensors(loaded.state_dict(), model.state_dict())
 
@@ -327,3 +327,10 @@ def test_half_precision_models_are_exported_in_full_precision(tmp_path: Path) ->
     assert {t.dtype for t in tensors.values()} == {torch.float32}
 
     assert model.config == half.config
+
+
+def test_what_was_left_out_on_loading_is_said(tmp_path: Path) -> None:
+    """A fine-tuned fairseq file still has the label embeddings of pretraining, which a recogniser has no place for."""
+    report = export_hubert(FAIRSEQ / "tiny_ctc.pt", tmp_path / "m.pt", format="fairseq", audio=WAVE)
+
+    assert report.notes[0] == "The parameter label_embs_concat, which recognition does not use, was left out."

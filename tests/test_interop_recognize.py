@@ -41,6 +41,7 @@ WRAPPERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
     "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
     "Lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 1},
     "both": lambda s: {"state_dict": {f"model.module.{k}": v for k, v in s.items()}},
+    "a part of Lightning's module": lambda s: {"state_dict": {f"net.encoder.{k}": v for k, v in s.items()}},
 }
 
 
@@ -71,6 +72,26 @@ def test_wrappers_around_parameters_make_no_difference(format_: str) -> None:
         ), name
 
         assert_equal(recognised.state_dict, expected.state_dict)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_of_a_larger_model_the_hubert_is_taken(format_: str) -> None:
+    inside = {f"student.net.{k}": v for k, v in parameters(format_).items()}
+
+    hint = HubertConfig(num_heads=2) if format_ == "minimal_hubert" else HINT
+
+    recognised = of({"state_dict": inside | {"loss.weight": torch.ones(2), "loss.bias": torch.ones(2)}}, hint)
+
+    assert_equal(recognised.state_dict, of(parameters(format_), hint).state_dict)
+
+    assert recognised.notes[-1] == (
+        "The parameters loss.weight, loss.bias, which are not of 'student.net.…', were left out."
+    )
+
+    teacher = {k.replace("student.", "teacher."): v for k, v in inside.items()}
+
+    with pytest.raises(CheckpointError, match=r"2 models, .* begin with 'student\.net\.', 'teacher\.net\.'"):
+        of({"state_dict": inside | teacher}, hint)
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -16,9 +16,10 @@ from golden import FAIRSEQ
 from safetensors.torch import load_file, save_file
 
 from hubert_plugin import load_hubert, load_hubert_ctc
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, ConfigError
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model
+from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.interop import minimal_hubert
 from hubert_plugin.models.interop import torchaudio as ta
 from hubert_plugin.models.interop.fit import fit_state_dict
@@ -151,13 +152,97 @@ def test_missing_unexpected_and_misshapen_keys_are_listed(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError) as info:
         load_hubert(folder)
 
-    assert "missing: encoder.layers.1.self_attn.k_proj.bias" in str(info.value)
-    assert "encoder.layers.2.ffn.output_proj.weight (expected (32, 64), found (32, 5))" in str(info.value)
+    assert (
+        "missing: encoder.layers.1.self_attn.k_proj.bias ('encoder.layers.1.attention.k_proj.bias' in the file)"
+    ) in str(info.value)
+    assert (
+        "('encoder.layers.2.feed_forward.output_dense.weight' in the file) (expected (32, 64), found (32, 5))"
+        in str(info.value)
+    )
 
     save_file({**state, "encoder.relative.weight": torch.zeros(1)}, folder / "model.safetensors")
 
     with pytest.raises(CheckpointError, match=r"1 parameters are not names of a Hugging Face HuBERT:\n.*encoder\.rel"):
         load_hubert(folder)
+
+
+@pytest.mark.parametrize("format_", ["fairseq", "fairseq ctc", "torchaudio", "minimal_hubert", "Hugging Face"])
+def test_each_missing_parameter_is_named_as_in_the_file(format_: str, tmp_path: Path) -> None:
+    state_dict = parameters(format_)
+
+    config = of(state_dict, HubertConfig(num_heads=2)).config
+
+    # What a format may leave out, what has a default, and what tells which label sets there are.
+    optional = ("mask", "label_emb", "logit_", "aux.", "final_proj.", "lm_head.", "w2v_encoder.proj.")
+
+    load = load_hubert_ctc if isinstance(config, HubertCtcConfig) else load_hubert
+
+    for key in state_dict:
+        short = key.removeprefix("wav2vec2.").removeprefix("w2v_encoder.w2v_model.")
+
+        # One layer and one convolution stand for all.
+        if short.startswith(optional) or re.search(r"layers\.([2-5]|[7-9]|\d\d)\.", short):
+            continue
+
+        torch.save({k: v for k, v in state_dict.items() if k != key}, tmp_path / "damaged.pt")
+
+        with pytest.raises(CheckpointError) as info:
+            load(tmp_path / "damaged.pt", config=config)  # type: ignore[operator]
+
+        for spelling in (
+            short,
+            short.replace("parametrizations.weight.original0", "weight_g"),
+            short.replace(".qkv.", ".q."),
+        ):
+            if spelling in str(info.value):
+                break
+        else:
+            # Parameters that sizes are read from are known by our names only, and a last convolution is not missed.
+            expected = r"'encoder\S+(weight_v|inner_proj\.weight|conv\.weight)' is missing|conv_layers: expected"
+
+            assert re.search(expected, str(info.value)), key
+
+
+def test_parameters_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    for value in (torch.nan, torch.inf, -torch.inf):
+        folder = shutil.copytree(HF_GROUP, tmp_path / f"hf{value}")
+
+        state = load_file(folder / "model.safetensors")
+
+        state["encoder.layers.1.layer_norm.bias"][3] = value
+
+        save_file(state, folder / "model.safetensors")
+
+        with pytest.raises(CheckpointError, match=r"not finite numbers: .*'encoder\.layers\.1\.layer_norm\.bias' in"):
+            load_hubert(folder)
+
+
+def test_devices_and_number_formats_that_cannot_be_are_answered() -> None:
+    file = FAIRSEQ / "tiny_post.pt"
+
+    for device in ("gpu", "cuda:77", "cpu:cpu"):
+        with pytest.raises(ConfigError, match=f"`device` must be a device of this machine, .* but is '{device}'"):
+            load_hubert(file, device=device)
+
+    for dtype in ("bf16", torch.int8, torch.float8_e4m3fn, None):
+        with pytest.raises(ConfigError, match=r"`dtype` must be torch\.float32, torch\.bfloat16"):
+            load_hubert(file, dtype=dtype)  # type: ignore[arg-type]
+
+
+def test_step_is_for_training_runs_only(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"Step 5 was asked for, but '.*tiny_post\.pt' is no training run"):
+        load_hubert(FAIRSEQ / "tiny_post.pt", step=5)
+
+    (tmp_path / "step_20/model").mkdir(parents=True)
+
+    with pytest.raises(CheckpointError, match=r"Step 5 was asked for, but '.*step_20' is the checkpoint of another"):
+        load_hubert(tmp_path / "step_20", step=5)
+
+
+def test_no_name_is_not_the_working_directory() -> None:
+    for name in ("", " "):
+        with pytest.raises(CheckpointError, match="the name is empty"):
+            load_hubert(name)
 
 
 def test_parameters_that_are_no_floating_point_numbers_are_listed(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from hubert_plugin.device import parse_device
 from hubert_plugin.registry import Features
 from hubert_plugin.units.collective import Ranks
-from hubert_plugin.units.device import parse_device
 from hubert_plugin.units.lloyd import Lloyd, LloydOptions
 from hubert_plugin.units.threads import Workers
 
@@ -125,7 +125,7 @@ def create_estimator(
     if config.backend == "sklearn":
         return SklearnEstimator(config, num_clusters, seed)
 
-    return TorchEstimator(config, num_clusters, seed, ranks, workers, parse_device(config.device, device))
+    return TorchEstimator(config, num_clusters, seed, ranks, workers, parse_device(config.device or device))
 
 
 @final

@@ -19,6 +19,7 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from hubert_plugin.device import parse_device
 from hubert_plugin.errors import ConfigError, UnitModelError
 from hubert_plugin.files import file_digest
 from hubert_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE
@@ -110,7 +111,7 @@ class HubertLayerSource(FeatureSource):
 
         self._config = config
 
-        self._device = _open_device(config.device) if config.device else device or torch.device("cpu")
+        self._device = parse_device(config.device or device or "cpu")
 
     @property
     def chunk_seconds(self) -> float:
@@ -218,19 +219,6 @@ class HubertLayerSource(FeatureSource):
             return path.resolve().name, folder_fingerprint(path)
 
         return model, None
-
-
-def _open_device(name: str) -> Device:
-    try:
-        device = torch.device(name)
-
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as ex:
-        reason = str(ex).splitlines()[0]
-
-        raise ConfigError(f"`device` must be a device of this machine, but is '{name}' instead ({reason}).") from None
-
-    return device
 
 
 def create_hubert_layer_source(resolver: DependencyResolver, config: HubertLayerConfig) -> FeatureSource:

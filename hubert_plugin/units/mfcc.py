@@ -20,10 +20,10 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from hubert_plugin.device import parse_device
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import Features, FeatureSource, Waveform
 from hubert_plugin.units.cepstra import NUM_CEPSTRA, Differences, cepstra, splice
-from hubert_plugin.units.device import parse_device
 from hubert_plugin.units.threads import one_thread
 from hubert_plugin.units.utterance_norm import UtteranceNorm, check_norm, describe_norm, normalize_utterance
 
@@ -85,7 +85,7 @@ class MfccSource(FeatureSource):
         if (result := self._config.validate()).errors:
             raise ValueError(" ".join(map(str, result.errors)))
 
-        self._device = parse_device(self._config.device, torch.device("cpu"))
+        self._device = parse_device(self._config.device or "cpu")
 
     @property
     @override

@@ -25,7 +25,7 @@ from hubert_plugin.models.export.parity import (
     open_probe,
     our_outputs,
 )
-from hubert_plugin.models.export.source import load_source
+from hubert_plugin.models.export.source import Source, load_source
 from hubert_plugin.models.export.torchaudio import save_torchaudio, torchaudio_outputs
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
@@ -107,27 +107,19 @@ def export_hubert(
 
     probe = open_probe(audio)  # before the work, so that a wrong name is noticed at once
 
-    special_rows: Tensor | None = None
-
-    if isinstance(source, (str, Path)):
-        model, special_rows = load_source(source)
-    else:
-        model = source
-
     return export_loaded(
-        model,
+        load_source(source) if isinstance(source, (str, Path)) else Source(source),
         target,
         format,
         probe=probe,
         layer=layer,
         heads=heads,
         overwrite=overwrite,
-        special_rows=special_rows,
     )
 
 
 def export_loaded(
-    model: AnyModel,
+    source: Source,
     target: Path,
     format: str,
     *,
@@ -135,22 +127,20 @@ def export_loaded(
     layer: int | None,
     heads: bool | None,
     overwrite: bool,
-    special_rows: Tensor | None,
 ) -> ExportReport:
     """Export a model; see :func:`export_hubert`.
 
     :param probe: The waveform on which the export is measured.
-    :param special_rows: fairseq's rows of special symbols, where the model came from a fairseq file.
     """
     check_format(format)
 
-    model = in_full_precision(model)
+    model, special_rows = in_full_precision(source.model), source.special_rows
 
     config: AnyConfig = model.config
 
     state_dict = {key: value.detach() for key, value in model.state_dict().items()}
 
-    notes: list[str] = []
+    notes = list(source.notes)
 
     if isinstance(config, HubertCtcConfig) and config.layer_pooling != "last":
         raise CheckpointError(

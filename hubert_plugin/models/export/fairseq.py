@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Generator, Tensor
 
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, OutputDirError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.export.parity import AnyModel, Outputs, Probe, has_logits, model_input, our_outputs
 from hubert_plugin.models.export.source import load_source
@@ -59,7 +59,7 @@ def save_fairseq(
     for file, text in texts.items():
         # Exports of models with the same label sets may lie side by side.
         if not (file.is_file() and file.read_bytes() == text.encode()):
-            check_file(file, overwrite=overwrite)
+            _check_dictionary(file, overwrite=overwrite)
 
     content = fairseq_checkpoint(state_dict, config, special_rows)
 
@@ -67,6 +67,14 @@ def save_fairseq(
         write_text_atomic(file, text)
 
     save_torch(content, path, overwrite=overwrite)
+
+
+def _check_dictionary(file: Path, *, overwrite: bool) -> None:
+    if file.exists() and not overwrite:
+        raise OutputDirError(
+            f"'{file}', which would be written beside the checkpoint, exists already and lists other units: those of "
+            "another export. Export to a folder of its own (or say `overwrite`)."
+        )
 
 
 def fairseq_notes(config: AnyConfig) -> list[str]:
@@ -317,9 +325,7 @@ def fresh_special_rows(config: HubertConfig, dtype: torch.dtype) -> Tensor:
 def fairseq_outputs(path: Path, model: AnyModel, probe: Probe) -> tuple[Outputs, str]:
     """Return what fairseq computes with an exported file, where it is installed; else what this package does."""
     if find_spec("fairseq") is None:
-        model_again, _ = load_source(path)
-
-        return our_outputs(model_again, probe), "by round trip here (fairseq is not installed)"
+        return our_outputs(load_source(path).model, probe), "by round trip here (fairseq is not installed)"
 
     from fairseq import checkpoint_utils
 

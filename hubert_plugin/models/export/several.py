@@ -45,11 +45,11 @@ def export_all(
 
     probe = open_probe(audio)
 
-    model, special_rows = load_source(source)
+    loaded = load_source(source)
 
     if layer is not None:
         try:
-            check_layer(layer, len(encoder_of(model).encoder.layers))
+            check_layer(layer, len(encoder_of(loaded.model).encoder.layers))
         except LayerRangeError as ex:
             raise ConfigError(str(ex)) from None
 
@@ -57,14 +57,13 @@ def export_all(
 
     for name in formats:
         report = export_loaded(
-            model,
+            loaded,
             folder / EXPORT_FORMATS[name],
             name,
             probe=probe,
             layer=layer if name == "onnx" else None,
             heads=heads,
             overwrite=True,
-            special_rows=special_rows,
         )
 
         parity = report.parity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,8 +17,22 @@ from hubert_plugin.models.interop.fit import load_into
 from hubert_plugin.models.interop.resolve import resolve_source
 
 
-def load_source(source: str | Path) -> tuple[AnyModel, Tensor | None]:
-    """Return the model, and fairseq's rows of special symbols where it came from a fairseq file.
+@dataclass(frozen=True)
+class Source:
+    """What is exported."""
+
+    model: AnyModel
+    """The model."""
+
+    special_rows: Tensor | None = None
+    """fairseq's rows of special symbols, where the model came from a fairseq file. *Shape:* (4 * heads, d)."""
+
+    notes: list[str] = field(default_factory=list)
+    """What was left out when it was loaded, in sentences."""
+
+
+def load_source(source: str | Path) -> Source:
+    """Load what is to be exported.
 
     :raises CheckpointError: Nothing usable is found.
     """
@@ -35,6 +50,6 @@ def load_source(source: str | Path) -> tuple[AnyModel, Tensor | None]:
         else:
             model = create_hubert_model(config, resolver)
 
-    load_into(model, recognised.state_dict, recognised.path)
+    load_into(model, recognised)
 
-    return model.float().eval(), recognised.special_rows
+    return Source(model.float().eval(), recognised.special_rows, recognised.notes)

@@ -11,6 +11,7 @@ from fairseq2.device import Device
 from fairseq2.models.hub import ModelHubAccessor
 from fairseq2.runtime.dependency import get_dependency_resolver
 
+from hubert_plugin.device import check_float_type, parse_device
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY, HubertConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.models.hubert.model import HubertModel
@@ -45,7 +46,10 @@ def load_hubert(
     :param config: What the model must be. Needed only for files without a configuration and of unusual sizes.
     :param require_heads: If true, a model without target heads is refused.
     :raises CheckpointError: Nothing usable is found; says what was looked for.
+    :raises ConfigError: There is no such device, or ``dtype`` is not of floating point.
     """
+    device, dtype = parse_device(device), check_float_type(dtype)
+
     recognised = resolve_source(source, step=step, config=config)
 
     if require_heads:
@@ -58,6 +62,6 @@ def load_hubert(
     with torch.device("meta"):
         model = create_hubert_model(recognised.config, get_dependency_resolver())
 
-    load_into(model, recognised.state_dict, recognised.path)
+    load_into(model, recognised)
 
-    return model.to(device=torch.device(device), dtype=dtype).eval()
+    return model.to(device=device, dtype=dtype).eval()

@@ -10,6 +10,7 @@ from fairseq2.device import Device
 from fairseq2.models.hub import ModelHubAccessor
 from fairseq2.runtime.dependency import get_dependency_resolver
 
+from hubert_plugin.device import check_float_type, parse_device
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.models.hubert_ctc.config import HUBERT_CTC_FAMILY, HubertCtcConfig
 from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
@@ -35,7 +36,10 @@ def load_hubert_ctc(
     :param step: Which checkpoint of a run folder; ``best`` is the one with the highest validation score.
     :param config: What the model must be. Needed only for files without a configuration and of unusual sizes.
     :raises CheckpointError: Nothing usable is found, or the model was not fine-tuned for recognition.
+    :raises ConfigError: There is no such device, or ``dtype`` is not of floating point.
     """
+    device, dtype = parse_device(device), check_float_type(dtype)
+
     recognised = resolve_source(source, step=step, config=config)
 
     if not isinstance(recognised.config, HubertCtcConfig):
@@ -47,6 +51,6 @@ def load_hubert_ctc(
     with torch.device("meta"):
         model = create_hubert_ctc_model(recognised.config, get_dependency_resolver())
 
-    load_into(model, recognised.state_dict, recognised.path)
+    load_into(model, recognised)
 
-    return model.to(device=torch.device(device), dtype=dtype).eval()
+    return model.to(device=device, dtype=dtype).eval()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
-from hubert_plugin.models.interop.keys import AnyConfig, encoder_config
+from hubert_plugin.models.interop.keys import ENCODER_PREFIX, AnyConfig, KeyTable, encoder_config
 from hubert_plugin.models.interop.shapes import describe_size, list_sizes
 
 Kind = Literal["pretrained", "ctc", "encoder"]
@@ -60,6 +60,15 @@ class Recognised:
 
     notes: list[str] = field(default_factory=list)
     """What was left out, in sentences."""
+
+    key_table: KeyTable | None = None
+    """What parameters are called in the file."""
+
+    def show_key(self, key: str) -> str:
+        """Return the name of a parameter for messages: ours, and the file's where it is another."""
+        theirs = self.key_table.name_of(key.removeprefix(ENCODER_PREFIX)) if self.key_table else None
+
+        return key if theirs in (None, key) else f"{key} ('{theirs}' in the file)"
 
     @property
     def kind(self) -> Kind:

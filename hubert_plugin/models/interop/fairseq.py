@@ -21,6 +21,7 @@ from hubert_plugin.models.interop.keys import (
     AnyConfig,
     KeyTable,
     encoder_config,
+    has_prefix,
     join_recogniser,
     require,
     split_recogniser,
@@ -45,7 +46,8 @@ _FRONTEND: Final = "encoder_frontend"
 _LAYER: Final = "encoder.layers.{i}"
 
 
-def _key_table(config: HubertConfig) -> KeyTable:
+def fairseq_key_table(config: HubertConfig) -> KeyTable:
+    """Return what the parameters of an encoder are called there and here."""
     # The encoder's norm is at the input of post-norm models and at the output of pre-norm ones (trap T24).
     layer_norm = f"{_FRONTEND}.layer_norm.*" if config.norm_order == "post" else "encoder.layer_norm.*"
 
@@ -73,7 +75,8 @@ def _key_table(config: HubertConfig) -> KeyTable:
 def is_fairseq_state_dict(state_dict: Mapping[str, object]) -> bool:
     """Return whether the keys are those of a fairseq HuBERT, pretrained or fine-tuned."""
     return any(
-        f"{p}encoder.pos_conv.0.bias" in state_dict and f"{p}feature_extractor.conv_layers.0.0.weight" in state_dict
+        has_prefix(state_dict, f"{p}encoder.pos_conv.0.")
+        and has_prefix(state_dict, f"{p}feature_extractor.conv_layers.")
         for p in ("", _CTC_ENCODER)
     )
 
@@ -99,7 +102,7 @@ def import_fairseq_state_dict(
 
     parts = with_old_weight_norm({k: v for k, v in inner.items() if not k.startswith(_HEAD_KEYS)})
 
-    result = _key_table(encoder).import_(parts)
+    result = fairseq_key_table(encoder).import_(parts)
 
     if isinstance(config, HubertCtcConfig):
         return join_recogniser(result, take_output_layer(state_dict, _CTC_PROJ, _NAME))
@@ -132,7 +135,7 @@ def export_fairseq_state_dict(
     if isinstance(config, HubertCtcConfig):
         encoder, proj = split_recogniser(state_dict)
 
-        inner = _key_table(config.encoder).export(encoder)
+        inner = fairseq_key_table(config.encoder).export(encoder)
 
         return {
             **{_CTC_ENCODER + k: v for k, v in inner.items()},
@@ -141,7 +144,7 @@ def export_fairseq_state_dict(
 
     parts = {k: v for k, v in state_dict.items() if not k.startswith("target_heads.")}
 
-    result = _key_table(config).export(parts)
+    result = fairseq_key_table(config).export(parts)
 
     if not config.heads:
         return result

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from fairseq2.logging import log
 from torch import Tensor
 from torch.nn import Module
 
@@ -25,14 +26,9 @@ def encoder_of(recognised: Recognised) -> Recognised:
 
     encoder, _ = split_recogniser(recognised.state_dict)
 
-    return Recognised(
-        recognised.path,
-        recognised.format,
-        recognised.config.encoder,
-        encoder,
-        states_normalization=recognised.states_normalization,
-        notes=[*recognised.notes, "The output layer of the recogniser was left out."],
-    )
+    notes = [*recognised.notes, "The output layer of the recogniser was left out."]
+
+    return replace(recognised, config=recognised.config.encoder, state_dict=encoder, notes=notes)
 
 
 def fit_state_dict(recognised: Recognised, config: AnyConfig, asker: str) -> dict[str, Tensor]:
@@ -87,31 +83,31 @@ def check_head_available(recognised: Recognised) -> None:
     )
 
 
-def load_into(model: Module, state_dict: Mapping[str, Tensor], path: Path) -> None:
+def load_into(model: Module, recognised: Recognised) -> None:
     """Put parameters into a model on the meta device.
 
-    :raises CheckpointError: Keys are missing or unexpected, or of another shape; all are said.
+    :raises CheckpointError: Keys are missing or unexpected, of another shape, or hold NaN; all are said.
     """
-    expected = model.state_dict()
+    expected, state_dict, show = model.state_dict(), recognised.state_dict, recognised.show_key
 
-    missing = sorted(expected.keys() - state_dict.keys())
-    unexpected = sorted(state_dict.keys() - expected.keys())
+    missing = [show(key) for key in sorted(expected.keys() - state_dict.keys())]
+    unexpected = [show(key) for key in sorted(state_dict.keys() - expected.keys())]
 
     shapes = [
-        f"{key} (expected {tuple(expected[key].shape)}, found {tuple(value.shape)})"
+        f"{show(key)} (expected {tuple(expected[key].shape)}, found {tuple(value.shape)})"
         for key, value in state_dict.items()
         if isinstance(value, Tensor) and key in expected and value.shape != expected[key].shape
     ]
 
     types = [
-        f"{key} ({value.dtype})"
+        f"{show(key)} ({value.dtype})"
         for key, value in state_dict.items()
         if key in expected and not value.dtype.is_floating_point
     ]
 
     if missing or unexpected or shapes or types:
         parts = [
-            f"{label}: {', '.join(items[:10])}{f' … ({len(items)} in all)' if len(items) > 10 else ''}"
+            f"{label}: {_first(items)}"
             for label, items in (
                 ("missing", missing),
                 ("unexpected", unexpected),
@@ -121,9 +117,29 @@ def load_into(model: Module, state_dict: Mapping[str, Tensor], path: Path) -> No
             if items
         ]
 
-        raise CheckpointError(f"The parameters in '{path}' do not fit the model they describe; {'; '.join(parts)}.")
+        raise CheckpointError(
+            f"The parameters in '{recognised.path}' do not fit the model they describe; {'; '.join(parts)}."
+        )
+
+    if not_finite := [show(key) for key, value in state_dict.items() if not _is_finite(value)]:
+        raise CheckpointError(
+            f"Parameters in '{recognised.path}' are not finite numbers: {_first(not_finite)}. The file is damaged, or "
+            "its training diverged; take another checkpoint."
+        )
+
+    for note in recognised.notes:
+        log.info("'{}': {}", recognised.path, note)
 
     model.load_state_dict(dict(state_dict), assign=True)
+
+
+def _first(items: Sequence[str]) -> str:
+    return f"{', '.join(items[:10])}{f' … ({len(items)} in all)' if len(items) > 10 else ''}"
+
+
+def _is_finite(value: Tensor) -> bool:
+    # One pass without a copy: NaN and infinity come through as an extreme.
+    return value.numel() == 0 or all(bool(extreme.isfinite()) for extreme in value.aminmax())
 
 
 def _check_architecture(recognised: Recognised, found: HubertConfig, expected: HubertConfig, asker: str) -> None:

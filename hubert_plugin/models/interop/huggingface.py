@@ -22,6 +22,7 @@ from hubert_plugin.models.interop.keys import (
     AnyConfig,
     KeyTable,
     encoder_config,
+    has_prefix,
     join_recogniser,
     split_model,
     take_output_layer,
@@ -45,7 +46,8 @@ _WRAPPER: Final = "hubert."
 _OUTPUT_LAYER: Final = "lm_head."
 
 
-def _key_table(config: HubertConfig) -> KeyTable:
+def huggingface_key_table(config: HubertConfig) -> KeyTable:
+    """Return what the parameters of an encoder are called there and here."""
     pairs = port_key_pairs(config.conv_norm, config.norm_order, projection="feature_projection", transformer="encoder")
 
     return KeyTable(_NAME, [*pairs, ("masked_spec_embed", "masker.temporal_mask_embed")])
@@ -54,9 +56,9 @@ def _key_table(config: HubertConfig) -> KeyTable:
 def is_huggingface_state_dict(state_dict: Mapping[str, object]) -> bool:
     """Return whether the keys are those of ``HubertModel`` or ``HubertForCTC`` (wav2vec 2.0 has the same inner
     names)."""
-    key = "encoder.pos_conv_embed.conv.bias"
+    prefix = "encoder.pos_conv_embed.conv."
 
-    return key in state_dict or _WRAPPER + key in state_dict
+    return has_prefix(state_dict, prefix, _WRAPPER + prefix)
 
 
 def import_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyConfig) -> dict[str, Tensor]:
@@ -68,7 +70,7 @@ def import_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyC
 
     bare = {k.removeprefix(_WRAPPER): v for k, v in state_dict.items() if not k.startswith(_OUTPUT_LAYER)}
 
-    result = _key_table(encoder).import_(with_old_weight_norm(bare))
+    result = huggingface_key_table(encoder).import_(with_old_weight_norm(bare))
 
     fit_projection(result, encoder)
 
@@ -92,7 +94,7 @@ def export_huggingface_state_dict(state_dict: Mapping[str, Tensor], config: AnyC
 
     add_projection(encoder, encoder_config(config))
 
-    result = with_new_weight_norm(_key_table(encoder_config(config)).export(encoder))
+    result = with_new_weight_norm(huggingface_key_table(encoder_config(config)).export(encoder))
 
     if not isinstance(config, HubertCtcConfig):
         return result

@@ -62,6 +62,12 @@ class KeyTable:
         """
         return self._rename(state_dict, self._to_theirs, f"have no counterpart in {self._format}")
 
+    def name_of(self, key: str) -> str | None:
+        """Return what the format calls a parameter of ours; ``None``: it has no counterpart."""
+        names = (pattern.sub(replacement, key) for pattern, replacement in self._to_theirs if pattern.match(key))
+
+        return next(names, None)
+
     def _rename(
         self, state_dict: Mapping[str, Tensor], rules: Sequence[tuple[re.Pattern[str], str]], what: str
     ) -> dict[str, Tensor]:
@@ -156,6 +162,11 @@ def take_output_layer(state_dict: Mapping[str, Tensor], prefix: str, format_: st
     :raises CheckpointError: Weight or bias is missing.
     """
     return {name: require(state_dict, prefix + name, format_) for name in ("weight", "bias")}
+
+
+def has_prefix(state_dict: Mapping[str, object], *prefixes: str) -> bool:
+    """Return whether a name begins with one of ``prefixes``. One name alone may be missing from a damaged file."""
+    return any(key.startswith(prefixes) for key in state_dict)
 
 
 def take_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hubert_plugin.models.interop.keys import (
     AnyConfig,
     KeyTable,
     encoder_config,
+    has_prefix,
     split_recogniser,
     with_new_weight_norm,
     with_old_weight_norm,
@@ -39,10 +40,11 @@ _QKV: Final = r"(encoder\.layers\.\d+)\.attention\.qkv\.(weight|bias)"
 _PARTS: Final = ("q", "k", "v")
 
 
-def _key_table(conv_norm: Any, norm_order: Any) -> KeyTable:
+def minimal_hubert_key_table(config: HubertConfig) -> KeyTable:
+    """Return what the parameters are called there and here."""
     pairs = peer_key_pairs(
-        conv_norm,
-        norm_order,
+        config.conv_norm,
+        config.norm_order,
         projection="feature_projection.0",
         transformer="encoder",
         pos_conv="encoder.pos_conv_embed.convs.0",
@@ -65,7 +67,7 @@ def _key_table(conv_norm: Any, norm_order: Any) -> KeyTable:
 
 def is_minimal_hubert_state_dict(state_dict: Mapping[str, object]) -> bool:
     """Return whether the keys are those of minimal_hubert."""
-    return "encoder.pos_conv_embed.convs.0.bias" in state_dict
+    return has_prefix(state_dict, "encoder.pos_conv_embed.convs.")
 
 
 def import_minimal_hubert_state_dict(state_dict: Mapping[str, Tensor], config: AnyConfig) -> dict[str, Tensor]:
@@ -75,7 +77,7 @@ def import_minimal_hubert_state_dict(state_dict: Mapping[str, Tensor], config: A
     """
     encoder = encoder_config(config)
 
-    result = _key_table(encoder.conv_norm, encoder.norm_order).import_(_split_attention(state_dict))
+    result = minimal_hubert_key_table(encoder).import_(_split_attention(state_dict))
 
     fit_projection(result, encoder)
 
@@ -105,7 +107,7 @@ def export_minimal_hubert_state_dict(state_dict: Mapping[str, Tensor], config: A
 
     add_projection(encoder, hubert)
 
-    result = _key_table(hubert.conv_norm, hubert.norm_order).export(encoder)
+    result = minimal_hubert_key_table(hubert).export(encoder)
 
     for idx in range(hubert.num_layers):
         attention = f"encoder.layers.{idx}.attention"
@@ -131,9 +133,9 @@ def import_minimal_hubert_config(state_dict: Mapping[str, Tensor], *, hint: Hube
     else:
         norm_order = "pre" if conv_norm == "layer" else "post"
 
-    config = infer_config(
-        _key_table(conv_norm, norm_order).import_(_split_attention(state_dict)), norm_order, hint=hint
-    )
+    table = minimal_hubert_key_table(HubertConfig(conv_norm=conv_norm, norm_order=norm_order))
+
+    config = infer_config(table.import_(_split_attention(state_dict)), norm_order, hint=hint)
 
     if (temp := state_dict.get("logit_generator.logit_temp")) is not None:
         config.logit_temp = round(float(temp), 6)

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
-from hubert_plugin.models.interop.keys import ENCODER_PREFIX, PROJ_PREFIX, AnyConfig, split_recogniser
+from hubert_plugin.models.interop.keys import ENCODER_PREFIX, PROJ_PREFIX, AnyConfig, has_prefix, split_recogniser
 from hubert_plugin.models.interop.shapes import infer_config
 
-_KEY = "encoder_frontend.pos_encoder.conv.bias"
+_PREFIX = "encoder_frontend.pos_encoder."
 
 
 def is_own_state_dict(state_dict: Mapping[str, object]) -> bool:
     """Return whether the keys are those of our :class:`HubertModel` or recogniser."""
-    return _KEY in state_dict or ENCODER_PREFIX + _KEY in state_dict
+    return has_prefix(state_dict, _PREFIX, ENCODER_PREFIX + _PREFIX)
 
 
 def import_own_config(state_dict: Mapping[str, Tensor], *, hint: HubertConfig | None = None) -> AnyConfig:

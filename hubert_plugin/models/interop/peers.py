@@ -82,9 +82,9 @@ def fit_projection(state_dict: dict[str, Tensor], config: HubertConfig) -> None:
     if config.always_project_features or config.conv_layers[-1][0] != config.model_dim:
         return
 
-    weight, bias = state_dict.pop(f"{_PROJ}.weight", None), state_dict.pop(f"{_PROJ}.bias", None)
+    weight, bias = state_dict.get(f"{_PROJ}.weight"), state_dict.get(f"{_PROJ}.bias")
 
-    if weight is None or bias is None:
+    if weight is None or bias is None:  # one without the other is a damaged file, as loading will say
         return
 
     identity = torch.eye(config.model_dim, dtype=weight.dtype)
@@ -95,10 +95,12 @@ def fit_projection(state_dict: dict[str, Tensor], config: HubertConfig) -> None:
             f"({config.model_dim}); the configuration must have `always_project_features: true`."
         )
 
+    del state_dict[f"{_PROJ}.weight"], state_dict[f"{_PROJ}.bias"]
+
 
 def add_projection(state_dict: dict[str, Tensor], config: HubertConfig) -> None:
     """Add the identity projection that the other libraries expect where fairseq has none, in place (trap T18)."""
-    if f"{_PROJ}.weight" in state_dict:
+    if not state_dict.keys().isdisjoint((f"{_PROJ}.weight", f"{_PROJ}.bias")):
         return
 
     like = state_dict["encoder_frontend.post_extract_layer_norm.weight"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from torch import Tensor
@@ -12,18 +13,20 @@ from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.interop.checkpoint import Checkpoint as Checkpoint
 from hubert_plugin.models.interop.checkpoint import Recognised as Recognised
-from hubert_plugin.models.interop.fairseq import is_fairseq_state_dict
+from hubert_plugin.models.interop.fairseq import fairseq_key_table, is_fairseq_state_dict
 from hubert_plugin.models.interop.huggingface import (
     OWN_SECTION,
+    huggingface_key_table,
     import_huggingface_config,
     import_huggingface_state_dict,
     is_huggingface_state_dict,
 )
-from hubert_plugin.models.interop.keys import WRAPPER_PREFIXES, AnyConfig, encoder_config, take_prefix
+from hubert_plugin.models.interop.keys import WRAPPER_PREFIXES, AnyConfig, KeyTable, encoder_config, take_prefix
 from hubert_plugin.models.interop.minimal_hubert import (
     import_minimal_hubert_config,
     import_minimal_hubert_state_dict,
     is_minimal_hubert_state_dict,
+    minimal_hubert_key_table,
 )
 from hubert_plugin.models.interop.own import import_own_config, is_own_state_dict
 from hubert_plugin.models.interop.peers import peer_conv_norm
@@ -33,6 +36,7 @@ from hubert_plugin.models.interop.torchaudio import (
     import_torchaudio_config,
     import_torchaudio_state_dict,
     is_torchaudio_state_dict,
+    torchaudio_key_table,
 )
 
 LOOKED_FOR: Final = (
@@ -40,6 +44,21 @@ LOOKED_FOR: Final = (
     "package's own"
 )
 """The formats, for messages."""
+
+_KEY_TABLES: Final[Mapping[str, Callable[[HubertConfig], KeyTable]]] = {
+    "fairseq": fairseq_key_table,
+    "fairseq (older layout)": fairseq_key_table,
+    "s3prl": fairseq_key_table,
+    "torchaudio": torchaudio_key_table,
+    "Hugging Face": huggingface_key_table,
+    "minimal_hubert": minimal_hubert_key_table,
+}
+
+_ROOT: Final = re.compile(
+    r"(.*?)(?:hubert\.|wav2vec2\.|w2v_encoder\.w2v_model\.)?"
+    r"(?:feature_extractor\.conv_layers|encoder_frontend\.feature_extractor\.layers)\.0\."
+)
+"""What is before the name of a model's first convolution, but for what formats themselves put there."""
 
 _ENTRIES: Final = ("model", "state_dict", "model_state_dict", "model_weight", "net", "module")
 
@@ -52,6 +71,9 @@ def recognize(checkpoint: Checkpoint, hint: HubertConfig | None = None) -> Recog
     """
     try:
         recognised = _recognize(checkpoint, hint)
+
+        if (make_table := _KEY_TABLES.get(recognised.format)) is not None:
+            recognised.key_table = make_table(encoder_config(recognised.config))
 
         # A given configuration is compared with what was found, which says more.
         if hint is None:
@@ -81,42 +103,57 @@ def _recognize(checkpoint: Checkpoint, hint: HubertConfig | None) -> Recognised:
     if is_s3prl_checkpoint(content):
         return recognize_s3prl(checkpoint)
 
-    for state_dict in _state_dicts(content):
-        if is_fairseq_state_dict(state_dict):
-            return recognize_fairseq(checkpoint, state_dict, hint)
+    for state_dict, notes in _state_dicts(content):
+        if (recognised := _recognize_state_dict(checkpoint, state_dict, hint)) is not None:
+            recognised.notes += notes
 
-        if is_torchaudio_state_dict(state_dict):
-            return _recognize_torchaudio(checkpoint, state_dict, hint)
-
-        if is_minimal_hubert_state_dict(state_dict):
-            hubert = import_minimal_hubert_config(state_dict, hint=hint)
-
-            return Recognised(
-                checkpoint.path, "minimal_hubert", hubert, import_minimal_hubert_state_dict(state_dict, hubert)
-            )
-
-        if is_huggingface_state_dict(state_dict):
-            return _recognize_huggingface(checkpoint, state_dict, hint)
-
-        if is_own_state_dict(state_dict):
-            return Recognised(checkpoint.path, "fairseq2", import_own_config(state_dict, hint=hint), state_dict)
+            return recognised
 
     names = sorted(map(str, content))
 
     raise CheckpointError(
         f"'{checkpoint.path}' is not a HuBERT checkpoint that is known here. Formats looked for: {LOOKED_FOR}. "
-        f"Found were {len(names)} entries: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}."
+        f"Found were {len(names)} entries: {_first(names)}."
     )
 
 
-def _state_dicts(content: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """Yield the mappings of tensors in a file, each also without the prefixes of wrappers."""
+def _first(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:10])}{' …' if len(names) > 10 else ''}"
+
+
+def _recognize_state_dict(
+    checkpoint: Checkpoint, state_dict: dict[str, Tensor], hint: HubertConfig | None
+) -> Recognised | None:
+    if is_fairseq_state_dict(state_dict):
+        return recognize_fairseq(checkpoint, state_dict, hint)
+
+    if is_torchaudio_state_dict(state_dict):
+        return _recognize_torchaudio(checkpoint, state_dict, hint)
+
+    if is_minimal_hubert_state_dict(state_dict):
+        hubert = import_minimal_hubert_config(state_dict, hint=hint)
+
+        return Recognised(
+            checkpoint.path, "minimal_hubert", hubert, import_minimal_hubert_state_dict(state_dict, hubert)
+        )
+
+    if is_huggingface_state_dict(state_dict):
+        return _recognize_huggingface(checkpoint, state_dict, hint)
+
+    if is_own_state_dict(state_dict):
+        return Recognised(checkpoint.path, "fairseq2", import_own_config(state_dict, hint=hint), state_dict)
+
+    return None
+
+
+def _state_dicts(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Yield the mappings of tensors in a file, each also without the prefixes of wrappers, and what was left out."""
     candidates = [content, *(content[name] for name in _ENTRIES if isinstance(content.get(name), Mapping))]
 
     for candidate in candidates:
         state_dict = {k: v for k, v in candidate.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
-        yield state_dict
+        yield state_dict, []
 
         for _ in range(3):
             prefix = next((p for p in WRAPPER_PREFIXES if take_prefix(state_dict, p)), None)
@@ -126,7 +163,30 @@ def _state_dicts(content: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
 
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
 
-            yield state_dict
+            yield state_dict, []
+
+        yield from _inside_another_module(state_dict)
+
+
+def _inside_another_module(state_dict: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Yield the parameters of the only HuBERT in a larger model, such as those of ``net.model.`` in one of Lightning.
+
+    :raises CheckpointError: There are several, such as a student and its teacher.
+    """
+    prefixes = sorted({match[1] for key in state_dict if (match := _ROOT.match(key))} - {""})
+
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"It holds {len(prefixes)} models, whose parameters begin with {', '.join(map(repr, prefixes))}. Save the "
+            "parameters of one of them, without that beginning, in a file of their own."
+        )
+
+    for prefix in prefixes:
+        others = [key for key in state_dict if not key.startswith(prefix)]
+
+        notes = [f"The parameters {_first(others)}, which are not of '{prefix}…', were left out."] if others else []
+
+        yield take_prefix(state_dict, prefix), notes
 
 
 def _recognize_torchaudio(

@@ -35,7 +35,7 @@ def recognize_s3prl(checkpoint: Checkpoint) -> Recognised:
     if not is_fairseq_state_dict(weights):
         raise CheckpointError(
             f"'{checkpoint.path}' has the entries of an s3prl checkpoint, but its 'model_weight' holds no HuBERT: the "
-            "key 'encoder.pos_conv.0.bias' was looked for."
+            "keys 'encoder.pos_conv.0.…' and 'feature_extractor.conv_layers.…' were looked for."
         )
 
     config = import_s3prl_config(content)
@@ -133,11 +133,14 @@ def _recognize_fairseq_ctc(
     if len(config.symbols) != vocab_size:
         config.symbols = []
 
+    unused = sorted(take_prefix(state_dict, "w2v_encoder.w2v_model.").keys() & {"label_embs_concat", "label_embs"})
+
     return Recognised(
         checkpoint.path,
         "fairseq",
         config,
         import_fairseq_state_dict(state_dict, config),
+        notes=[f"The parameter {key}, which recognition does not use, was left out." for key in unused],
         states_normalization="normalize" in task_cfg or "normalize" in model_cfg,
     )
 

@@ -35,6 +35,12 @@ def resolve_source(source: str | Path, *, step: Step = "last", config: AnyConfig
     :param config: What the model must be, where that is known; also says what some formats do not.
     :raises CheckpointError: There is none, or it cannot be used.
     """
+    if not str(source).strip():
+        raise CheckpointError(
+            "No checkpoint is named: a path, the name of an asset card or the id of a repository was expected, but the "
+            "name is empty."
+        )
+
     path = Path(source).expanduser()
 
     if path.exists():

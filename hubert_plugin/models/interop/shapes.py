@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.models.hubert.config import HubertConfig, HubertHeadConfig
+from hubert_plugin.models.interop.keys import has_prefix
 
 NUM_HEADS: Final = {768: 12, 1024: 16, 1280: 16}
 """The numbers of attention heads of the published models, by model dimension (FACTS 1.1)."""
@@ -152,8 +153,14 @@ def _infer_convolutions(
 ) -> tuple[list[tuple[int, int, int]], bool, Literal["group", "layer"]]:
     conv_layers: list[tuple[int, int, int]] = []
 
-    while (weight := state_dict.get(f"{_CONV}.{len(conv_layers)}.conv.weight")) is not None:
-        idx, kernel = len(conv_layers), weight.size(2)
+    pattern = re.compile(rf"{re.escape(_CONV)}\.(\d+)\.")
+
+    num_layers = 1 + max((int(m[1]) for k in state_dict if (m := pattern.match(k))), default=0)
+
+    for idx in range(num_layers):
+        weight = _get(state_dict, f"{_CONV}.{idx}.conv.weight")
+
+        kernel = weight.size(2)
 
         if hint is not None and idx < len(hint.conv_layers) and hint.conv_layers[idx][1] == kernel:
             stride = hint.conv_layers[idx][2]
@@ -167,10 +174,7 @@ def _infer_convolutions(
 
         conv_layers.append((weight.size(0), kernel, stride))
 
-    if not conv_layers:
-        raise CheckpointError("The parameters hold no convolutions.")
-
-    conv_norm: Literal["group", "layer"] = "group" if f"{_CONV}.0.group_norm.weight" in state_dict else "layer"
+    conv_norm: Literal["group", "layer"] = "group" if has_prefix(state_dict, f"{_CONV}.0.group_norm.") else "layer"
 
     return conv_layers, f"{_CONV}.0.conv.bias" in state_dict, conv_norm
 

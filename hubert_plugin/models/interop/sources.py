@@ -41,6 +41,12 @@ def recognize_path(path: Path | str, *, step: Step = "last", hint: HubertConfig 
     if path.is_dir() and is_run_folder(path):
         return _read_run(path, step)
 
+    if isinstance(step, int):
+        raise CheckpointError(
+            f"Step {step} was asked for, but '{path}' is no training run with checkpoints to choose from. Leave the "
+            "step out, or name the output folder of a run."
+        )
+
     return recognize(open_checkpoint(path), hint)
 
 
@@ -109,6 +115,9 @@ def find_checkpoint(folder: Path, step: Step = "last") -> Path:
         folder = folder.parent
 
     if re.fullmatch(r"step_\d+", folder.name) and (folder / "model").is_dir():
+        if isinstance(step, int) and folder.name != f"step_{step}":
+            raise CheckpointError(f"Step {step} was asked for, but '{folder}' is the checkpoint of another step.")
+
         return folder
 
     root = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder

@@ -7,7 +7,7 @@ torchaudio's own bundles normalise a batch as a whole (trap T29); here each wave
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from hubert_plugin.models.interop.keys import (
     AnyConfig,
     KeyTable,
     encoder_config,
+    has_prefix,
     join_recogniser,
     require,
     split_model,
@@ -47,9 +48,13 @@ _HEAD_PAIRS: Final = (
 )
 
 
-def _key_table(conv_norm: Any, norm_order: Any) -> KeyTable:
+def torchaudio_key_table(config: HubertConfig) -> KeyTable:
+    """Return what the parameters are called there and here."""
     pairs = port_key_pairs(
-        conv_norm, norm_order, projection="encoder.feature_projection", transformer="encoder.transformer"
+        config.conv_norm,
+        config.norm_order,
+        projection="encoder.feature_projection",
+        transformer="encoder.transformer",
     )
 
     return KeyTable(_NAME, [*pairs, *_HEAD_PAIRS])
@@ -57,9 +62,9 @@ def _key_table(conv_norm: Any, norm_order: Any) -> KeyTable:
 
 def is_torchaudio_state_dict(state_dict: Mapping[str, object]) -> bool:
     """Return whether the keys are those of torchaudio's encoder, recogniser or pretraining model."""
-    key = "encoder.transformer.pos_conv_embed.conv.bias"
+    prefix = "encoder.transformer.pos_conv_embed."
 
-    return key in state_dict or _WRAPPER + key in state_dict
+    return has_prefix(state_dict, prefix, _WRAPPER + prefix)
 
 
 def import_torchaudio_state_dict(state_dict: Mapping[str, Tensor], config: AnyConfig) -> dict[str, Tensor]:
@@ -116,7 +121,7 @@ def export_torchaudio_state_dict(state_dict: Mapping[str, Tensor], config: AnyCo
         if f"target_heads.shared_proj.{name}" in encoder:
             encoder[f"target_heads.heads.0.proj.{name}"] = encoder.pop(f"target_heads.shared_proj.{name}")
 
-    result = _key_table(hubert.conv_norm, hubert.norm_order).export(encoder)
+    result = torchaudio_key_table(hubert).export(encoder)
 
     if hubert.heads:
         own = ("mask_generator.", "logit_generator.")
@@ -144,6 +149,8 @@ def import_torchaudio_config(
 
     conv_norm = peer_conv_norm(_bare(state_dict))
 
+    norm_order: Literal["post", "pre"]
+
     if (pre := kwargs.get("encoder_layer_norm_first")) is not None:
         norm_order = "pre" if pre else "post"
     elif hint is not None:
@@ -153,11 +160,11 @@ def import_torchaudio_config(
 
     num_heads = kwargs.get("encoder_num_heads")
 
-    renamed = _key_table(conv_norm, norm_order).import_(_bare(state_dict))
+    renamed = torchaudio_key_table(HubertConfig(conv_norm=conv_norm, norm_order=norm_order)).import_(_bare(state_dict))
 
     config = infer_config(
         renamed,
-        norm_order,  # type: ignore[arg-type]
+        norm_order,
         num_heads=int(str(num_heads)) if num_heads is not None else None,
         hint=hint,
     )
@@ -239,7 +246,7 @@ def export_torchaudio_kwargs(config: AnyConfig) -> dict[str, Any]:
 
 
 def _rename(state_dict: Mapping[str, Tensor], config: HubertConfig) -> dict[str, Tensor]:
-    return _key_table(config.conv_norm, config.norm_order).import_(_bare(state_dict))
+    return torchaudio_key_table(config).import_(_bare(state_dict))
 
 
 def _bare(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
