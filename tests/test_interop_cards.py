@@ -104,7 +104,7 @@ def test_public_card_describes_a_model_that_can_be_built(name: str) -> None:
     assert (entry["waveform_normalization"] != "none") == encoder.normalize_audio == (encoder.conv_norm == "layer")
     assert entry["sample_rate"] == encoder.sample_rate == 16_000
     assert entry["layer_convention"].startswith("output of block L, 1-based")
-    assert entry["license"] and entry["source"].startswith("https://")
+    assert entry["license"] and entry["origin"].startswith("https://")
     assert entry["checkpoint"].startswith("https://")
 
 
