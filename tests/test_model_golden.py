@@ -18,6 +18,14 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
 
+def assert_near(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5 of the largest value, where that is above 1: fairseq's own float32 outputs of the pre-norm model, which
+    reach 9.3, are 1.5e-5 away from what float64 gives."""
+    assert ours.shape == expected.shape
+
+    assert (ours - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("batch", ["unpadded", "padded_same_rule"])
 def test_every_layer_equals_fairseq(golden: Golden, batch: str) -> None:
     model = golden.model().eval()
@@ -32,19 +40,19 @@ def test_every_layer_equals_fairseq(golden: Golden, batch: str) -> None:
     valid = ~golden.tensor(f"{batch}.frame_padding_mask")
 
     def check(ours: torch.Tensor, name: str) -> None:
-        torch.testing.assert_close(ours[valid], golden.tensor(f"{batch}.{name}")[valid], atol=2e-5, rtol=1e-4)
+        assert_near(ours[valid], golden.tensor(f"{batch}.{name}")[valid])
 
     assert features.conv_features is not None
 
     conv_features = golden.tensor(f"{batch}.conv_features").transpose(1, 2)
 
-    torch.testing.assert_close(features.conv_features[valid], conv_features[valid], atol=2e-5, rtol=1e-4)
+    assert_near(features.conv_features[valid], conv_features[valid])
 
     # Where padding is computed, too: the mean of fairseq's penalty is over it.
     with torch.no_grad():
         extracted = model.encoder_frontend.extract(source, lengths if batch != "unpadded" else None)
 
-    torch.testing.assert_close(extracted, conv_features, atol=2e-5, rtol=1e-4)
+    assert_near(extracted, conv_features)
 
     for layer in range(1, num_layers + 1):
         check(features.layers[layer], f"layer_{layer}")
@@ -74,7 +82,7 @@ def test_masked_pass_equals_fairseq(golden: Golden, batch: str) -> None:
 
     expected = golden.tensor(f"{batch}.masked_final")
 
-    torch.testing.assert_close(features.output[valid], expected[valid], atol=2e-5, rtol=1e-4)
+    assert_near(features.output[valid], expected[valid])
 
 
 @pytest.mark.parametrize("batch", ["unpadded", "padded_same_rule"])
