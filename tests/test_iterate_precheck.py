@@ -152,19 +152,21 @@ def test_transcripts_are_checked_once_there_are_manifests(tmp_path: Path) -> Non
     assert "checked in" not in refinement.run("--until", "round1/pretrain")
 
 
-def test_a_plan_of_options_that_cannot_be_used_is_none(tmp_path: Path) -> None:
+def test_there_is_neither_plan_nor_script_of_options_that_cannot_be_used(tmp_path: Path) -> None:
     said = "print('a warning', flush=True); sys.exit('fairseq2: error: The refinement cannot be run:\\n  - as it is')"
 
     command = [sys.executable, "-S", "-E", "-c", f"import sys; {said}"]
 
     refinement = Refinement(tmp_path, two_rounds(write_manifests(tmp_path / "data"), command=command))
 
-    text = refinement.run("--plan", code=2)
+    for options in (["--plan"], ["--emit-slurm", str(tmp_path / "jobs")]):
+        text = refinement.run(*options, code=2)
 
-    assert "fairseq2: error: The refinement cannot be run:\n  - as it is" in text
-    assert "The steps, in order:" not in text
-    assert "a warning" not in text
-    assert not refinement.out.exists()
+        assert "fairseq2: error: The refinement cannot be run:\n  - as it is" in text
+        assert "The steps, in order:" not in text
+        assert "a warning" not in text
+        assert not refinement.out.exists()
+        assert not (tmp_path / "jobs").exists()
 
 
 def test_a_plan_asks_with_its_own_configuration_and_once_for_all_runs(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ CORE_TFLOPS: Final = 0.06
 MFCC_SPEED: Final = 1500.0
 """Seconds of audio for which a core computes MFCC in a second."""
 
+START_SECONDS: Final = 15.0
+"""What a step takes before it does anything: imports (12 to 18 s on two cores, FACTS 13)."""
+
 BYTES_PER_PARAM: Final = 4
 
 

@@ -12,6 +12,7 @@ from hubert_plugin.refinement.config import HUBERT_LAYER, MFCC
 from hubert_plugin.refinement.cost import (
     MFCC_SPEED,
     SHAPES,
+    START_SECONDS,
     Shape,
     Training,
     default_tflops,
@@ -124,7 +125,7 @@ class Plan:
             f"{format_seconds(sum(seconds))} with {processes} at {self.tflops:g} TFLOP/s each ({self.speed_of}), and "
             f"{format_bytes(size)} on disk.",
             "Sizes and times of steps that are done were measured (=); the others are estimates (~), without k-means "
-            "itself, reading audio, validation, ABX and start-up.",
+            "itself, reading audio, validation and ABX.",
         ]
 
 
@@ -178,6 +179,9 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
             planned.seconds, planned.measured_time = record.seconds, True
         else:
             _estimate(planned, shop, work, plan, record)
+
+            if planned.seconds is not None:
+                planned.seconds += START_SECONDS
 
         plan.steps.append(planned)
 

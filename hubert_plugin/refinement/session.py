@@ -23,7 +23,7 @@ from hubert_plugin.refinement.run import Refinement, Stopped, follow
 from hubert_plugin.refinement.slurm import write_scripts
 from hubert_plugin.refinement.steps import command_line, find_step, show_command
 from hubert_plugin.refinement.store import CONFIG_FILE, open_workshop, save_config
-from hubert_plugin.refinement.workshop import NotYet
+from hubert_plugin.refinement.workshop import NotYet, Workshop
 
 LOCK_FILE: Final = f"{STATE_FOLDER}/lock"
 
@@ -62,12 +62,7 @@ def show_plan(config: RefinementConfig, out: Path, package: Path) -> None:
 
     :raises ConfigError: It would refuse the options of its steps.
     """
-    shop = open_workshop(config, out, dry=True)
-
-    if config.dataset.demo is not None:
-        shop.manifest_dir = _find_corpus(config.dataset.demo)
-
-    check_before_plan(shop, code_versions(package, shop.digests))
+    shop = _checked_workshop(config, out, package)
 
     for line in make_plan(shop, package, World.of_env().size).lines():
         print(line)
@@ -95,10 +90,27 @@ def print_command(config: RefinementConfig, out: Path, name: str) -> None:
     print(show_command(out, command_line(config.command, step, work)))
 
 
-def emit_slurm(config: RefinementConfig, out: Path, folder: Path) -> None:
-    """Write batch scripts."""
+def emit_slurm(config: RefinementConfig, out: Path, folder: Path, package: Path) -> None:
+    """Write batch scripts, after looking at the options: a job that waits for hours should not end over one of them.
+
+    :param package: Where this package is.
+    :raises ConfigError: Options of steps cannot be used.
+    """
+    _checked_workshop(config, out, package)
+
     for path in write_scripts(config, out, folder):
         print(path)
+
+
+def _checked_workshop(config: RefinementConfig, out: Path, package: Path) -> Workshop:
+    shop = open_workshop(config, out, dry=True)
+
+    if config.dataset.demo is not None:
+        shop.manifest_dir = _find_corpus(config.dataset.demo)
+
+    check_before_plan(shop, code_versions(package, shop.digests))
+
+    return shop
 
 
 def _lead(

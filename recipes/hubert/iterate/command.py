@@ -62,7 +62,7 @@ def iterate(prog: str, argv: Sequence[str], description: str, presets: dict[str,
         return 0
 
     if config.emit_slurm is not None:
-        emit_slurm(config, out, config.emit_slurm.expanduser().absolute())
+        emit_slurm(config, out, config.emit_slurm.expanduser().absolute(), package)
 
         return 0
 
