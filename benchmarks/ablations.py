@@ -207,7 +207,13 @@ def run_cell(out: Path, cell: Cell, corpus: Path, sizes: Sizes) -> dict[str, Any
     run_verb(
         "label",
         labels,
-        [manifest, f"unit_model={units / 'units.safetensors'}", f"splits=[{','.join(SPLITS)}]", *features],
+        [
+            manifest,
+            f"unit_model={units / 'units.safetensors'}",
+            f"splits=[{','.join(SPLITS)}]",
+            "overwrite=true",
+            *features,
+        ],
     )
 
     run = root / f"steps{sizes.num_steps}-seed{sizes.seed}" / cell.name

@@ -46,6 +46,14 @@ def parse_verb_args(
     if args.output_dir is None and not args.dump_config and not args.unknown:
         parser.error("OUTPUT_DIR is missing: name the folder that the results go to.")
 
+    if len(args.presets) > 1:
+        raise ConfigError(
+            f"--preset was given {len(args.presets)} times ({', '.join(args.presets)}), but a run starts from one. "
+            "Change single values of it by `--config KEY=VALUE`."
+        )
+
+    args.preset = args.presets[0] if args.presets else None
+
     if args.preset is not None:
         if args.config_file is not None:
             raise ConfigError("--preset and --config-file exclude each other: a preset is a configuration file.")
@@ -72,7 +80,14 @@ def _make_verb_parser(prog: str, description: str, presets: dict[str, Path]) -> 
         parser.add_argument(*names, **kwargs)
 
     add("output_dir", metavar="OUTPUT_DIR", nargs="?", help="folder that the results go to")
-    add("--preset", metavar="NAME", help="start from the preset NAME (below) instead of the default configuration")
+    add(
+        "--preset",
+        dest="presets",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="start from the preset NAME (below) instead of the default configuration",
+    )
     add("--config-file", metavar="FILE", help="start from the configuration in this YAML file")
     add(
         "--config",

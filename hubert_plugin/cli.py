@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hubert_plugin.arguments import parse_verb_args, to_fairseq2_args, unknown_name
-from hubert_plugin.config_check import ConfigSource, ErrorSentences, check_config_keys, read_config_file
+from hubert_plugin.config_check import ConfigSource, check_config_keys, read_config_file
 from hubert_plugin.discovery import (
     Group,
     find_groups,
@@ -27,6 +27,7 @@ from hubert_plugin.discovery import (
     first_doc_line,
     get_folder,
 )
+from hubert_plugin.error_sentences import ErrorSentences
 from hubert_plugin.errors import ConfigError, HubertError
 
 if TYPE_CHECKING:

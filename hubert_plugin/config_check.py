@@ -1,15 +1,13 @@
-"""Checks configuration keys before fairseq2 parses them, and words what fairseq2 finds wrong afterwards.
+"""Checks configuration keys, and some values, before fairseq2 parses them.
 
-fairseq2 answers an unknown key or a value of the wrong type with a stack trace. :func:`check_config_keys` compares the
-keys of YAML files and command lines with the recipe's dataclass tree and names the nearest known keys;
-:class:`ErrorSentences` turns the log records of what is left (wrong types, components' own keys) into sentences.
-Neither imports torch.
+fairseq2 answers an unknown key with a stack trace. :func:`check_config_keys` compares the keys of YAML files and
+command lines with the recipe's dataclass tree and names the nearest known keys. What is left (wrong types, components'
+own keys) is worded by ``error_sentences.py``. Neither imports torch.
 """
 
 from __future__ import annotations
 
-import logging
-import os
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +17,18 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from hubert_plugin.errors import ConfigError, HubertError, format_problems
+from hubert_plugin.errors import ConfigError, format_problems
 
 _DIRECTIVES: Final = ("_set_", "_del_", "_add_")
 _MAX_DEPTH: Final = 8
+
+
+_LIMITS: Final = (
+    (r"seed", 0, 2**32 - 1, "a number from 0 to 4294967295"),
+    (r"\w+_every_n_\w+", 1, sys.maxsize, "1 or greater (`null` is never)"),
+    (r"max_grad_norm", sys.float_info.min, math.inf, "greater than 0 (`null` does not clip)"),
+)
+"""Keys whose values fairseq2 does not check before it uses them: name, smallest and largest value, in words."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,26 @@ def read_config_file(path: Path) -> ConfigSource:
             f"The configuration file '{path}' must hold keys and values, but holds a {type(documents[0]).__name__}."
         )
 
+    if _holds_itself(documents[0], ()):
+        raise ConfigError(f"In '{path}' a section holds itself: an alias (`*x`) stands inside of its anchor (`&x`).")
+
     return ConfigSource(str(path), documents[0])
 
 
-def check_config_keys(config_kls: type, sources: Sequence[ConfigSource]) -> None:
-    """Check that every key of ``sources``, merged in order over ``config_kls``, is a field of the dataclass tree.
+def _holds_itself(value: object, above: tuple[int, ...]) -> bool:
+    if not isinstance(value, (Mapping, list)):
+        return False
 
-    :raises ConfigError: Names every unknown key with its dotted path and the nearest known keys.
+    items = value.values() if isinstance(value, Mapping) else value
+
+    return id(value) in above or any(_holds_itself(item, (*above, id(value))) for item in items)
+
+
+def check_config_keys(config_kls: type, sources: Sequence[ConfigSource]) -> None:
+    """Check that every key of ``sources``, merged in order over ``config_kls``, is a field of the dataclass tree, and
+    what fairseq2 would take for something else: 2.5 for a whole number, a word for the list of its letters.
+
+    :raises ConfigError: Names every unknown key with its dotted path and the nearest known keys, and such values.
     """
     if not is_dataclass(config_kls):
         return
@@ -92,7 +111,7 @@ def check_config_keys(config_kls: type, sources: Sequence[ConfigSource]) -> None
         raise ConfigError(checker.problems[0])
 
     if checker.problems:
-        raise ConfigError(format_problems("The configuration has unknown keys:", checker.problems))
+        raise ConfigError(format_problems("The configuration cannot be used:", checker.problems))
 
 
 class _KeyChecker:
@@ -112,7 +131,7 @@ class _KeyChecker:
         self._check_section(source.values, self._kls, self._default, ())
 
     def _check_section(self, values: Mapping[Any, Any], kls: type, default: object, path: tuple[str, ...]) -> None:
-        hints, known = _hints(kls), [f.name for f in fields(kls)]
+        hints, known = get_hints(kls), [f.name for f in fields(kls)]
 
         entries = list(_entries(values))
 
@@ -135,8 +154,13 @@ class _KeyChecker:
     def _check_value(self, value: object, hint: object, default: object, path: tuple[str, ...]) -> None:
         origin, args = get_origin(hint), get_args(hint)
 
+        if reason := _why_unusable(value, hint, path):
+            self.problems.append(f"{self._label}: `{'.'.join(path)}` {reason}.")
+
+            return
+
         if isinstance(value, Mapping):
-            if (kls := _maybe_section_kls(hint)) is not None:
+            if (kls := maybe_section_kls(hint)) is not None:
                 self._check_section(value, kls, default, path)
             elif origin in (dict, Mapping) and len(args) == 2:
                 for key, item in _entries(value):
@@ -154,7 +178,7 @@ class _KeyChecker:
         near = [".".join((*path, k)) for k in get_close_matches(key, known, n=3, cutoff=0.6)]
 
         # The key may be right and the section wrong: `max_num_steps` instead of `regime.max_num_steps`.
-        for other in _iter_paths(self._kls, self._default):
+        for other in iter_config_paths(self._kls, self._default):
             if other.rpartition(".")[2] == key and other not in near:
                 near.append(other)
 
@@ -164,6 +188,32 @@ class _KeyChecker:
         self.problems.append(
             f"{self._label}: '{dotted}' is not a known configuration key.{hint} Keys of {where}: {', '.join(known)}."
         )
+
+
+def _why_unusable(value: object, hint: object, path: tuple[str, ...]) -> str:
+    """Return what is wrong with a value that fairseq2 would not complain about, or only by a stack trace."""
+    if isinstance(value, float) and math.isnan(value):
+        return "must be a number, but is NaN"
+
+    options = [
+        o for o in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)) if o is not type(None)
+    ]
+
+    if isinstance(value, float) and not value.is_integer() and options == [int]:
+        return f"must be a whole number, but is {value}"
+
+    if isinstance(value, str) and len(options) == 1 and get_origin(options[0]) in (list, tuple, Sequence):
+        return f"must be a list, such as [{value or 'a, b'}], but is '{value}'"
+
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        for pattern, lowest, highest, words in _LIMITS:
+            if re.fullmatch(pattern, path[-1]) and not lowest <= value <= highest:
+                return f"must be {words}, but is {value}"
+
+    if path[-1] == "config_overrides" and value is not None and not isinstance(value, Mapping):
+        return f"must hold keys and values, but is {value!r}"
+
+    return ""
 
 
 def _entries(values: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -177,14 +227,15 @@ def _entries(values: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
         yield from replaced.items()
 
 
-def _hints(kls: type) -> dict[str, Any]:
+def get_hints(kls: type) -> dict[str, Any]:
+    """Return the types of the fields of a dataclass, as far as they are known."""
     try:
         return get_type_hints(kls)
     except Exception:  # a type that cannot be resolved is fairseq2's to report
         return {}
 
 
-def _maybe_section_kls(hint: object) -> type | None:
+def maybe_section_kls(hint: object) -> type | None:
     """Return the dataclass that ``hint`` stands for, if it stands for exactly one."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
@@ -193,11 +244,12 @@ def _maybe_section_kls(hint: object) -> type | None:
     return sections[0] if len(sections) == 1 else None
 
 
-def _iter_paths(kls: type, default: object, prefix: str = "", depth: int = 0) -> Iterator[str]:
+def iter_config_paths(kls: type, default: object, prefix: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield the dotted path of every key of a configuration."""
     if depth == _MAX_DEPTH:
         return
 
-    hints = _hints(kls)
+    hints = get_hints(kls)
 
     for field in fields(kls):
         path = f"{prefix}{field.name}"
@@ -206,193 +258,9 @@ def _iter_paths(kls: type, default: object, prefix: str = "", depth: int = 0) ->
 
         value = getattr(default, field.name, None)
 
-        section = _maybe_section_kls(hints.get(field.name, object))
+        section = maybe_section_kls(hints.get(field.name, object))
         if section is None and is_dataclass(value) and not isinstance(value, type):
             section = type(value)
 
         if section is not None:
-            yield from _iter_paths(section, value, f"{path}.", depth + 1)
-
-
-_FIELD = re.compile(r"^`([\w.]+)` (?:field )?cannot be structured")
-_KEY = re.compile(r"^(?:Value of the )?(\S+) key cannot be structured")
-_ELEMENT = re.compile(r"^Element .*?at index (\d+) cannot be structured", re.DOTALL)
-_EXTRA_KEYS = re.compile(r"fields of `<class '([\w.]+)'>`, but it contains extra key\(s\) (.+)\.$")
-_UNPARSABLE = re.compile(r"^`obj` cannot be parsed as `<class '(\w+)'>`")
-_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
-
-
-def describe_config_error(ex: BaseException, config_kls: type | None = None) -> str:
-    """Say in a sentence what fairseq2's chain of parse errors means: the path of the key and the innermost cause."""
-    path: list[str] = []
-
-    last, kind = ex, ""
-
-    for last in _iter_causes(ex):
-        message = str(last)
-
-        if match := _FIELD.match(message):
-            path.append(match[1])
-        elif match := _ELEMENT.match(message):
-            path[-1:] = [f"{path[-1] if path else ''}[{match[1]}]"]
-        elif match := _KEY.match(message):
-            path.append(match[1])
-        elif match := _UNPARSABLE.match(message):
-            kind = match[1]
-
-    message = str(last).partition("\n")[0]
-
-    extra = _EXTRA_KEYS.search(message)
-
-    where = f"'{_dotted(path, config_kls, extra[1] if extra else '')}'" if path else "The configuration"
-
-    if extra:
-        return f"{where} cannot be used: {_describe_extra_keys(extra[1], extra[2].split(', '))}"
-
-    if kind:
-        message = f"must be of type `{kind}` ({message})"
-
-    message = _CLASS.sub(r"\1", message).removeprefix("Value ").rstrip(".")
-
-    return f"{where} cannot be used: {message}."
-
-
-def _iter_causes(ex: BaseException) -> Iterator[BaseException]:
-    """Yield ``ex`` and its explicit causes, outermost first."""
-    cause: BaseException | None = ex
-
-    while cause is not None:
-        yield cause
-
-        cause = cause.__cause__
-
-
-def _dotted(path: Sequence[str], config_kls: type | None, extra_kls_name: str) -> str:
-    """Join ``path``; fairseq2 leaves out the key ``config`` where a component's own configuration begins.
-
-    :param extra_kls_name: The class that was given keys it does not have, or empty.
-    """
-    parts: list[str] = []
-
-    kls = config_kls
-
-    for part in ".".join(path).split("."):
-        name = part.partition("[")[0]
-
-        if kls is not None and is_dataclass(kls):
-            known = [f.name for f in fields(kls)]
-
-            if name not in known and "config" in known:
-                parts.append("config")
-
-                kls = None
-            else:
-                kls = _maybe_section_kls(_hints(kls).get(name, object))
-
-        parts.append(part)
-
-    if extra_kls_name and kls is not None and f"{kls.__module__}.{kls.__qualname__}" != extra_kls_name:
-        parts.append("config")
-
-    return ".".join(parts)
-
-
-def _describe_extra_keys(kls_name: str, keys: Sequence[str]) -> str:
-    module, _, name = kls_name.rpartition(".")
-
-    kls = getattr(sys.modules.get(module), name, None)
-
-    known = [f.name for f in fields(kls)] if isinstance(kls, type) and is_dataclass(kls) else []
-
-    near = [n for k in keys for n in get_close_matches(k, known, n=2, cutoff=0.6)]
-
-    extra = " and ".join(f"'{k}'" for k in keys)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    rest = f" Known keys: {', '.join(known) or 'none'}." if kls is not None else ""
-
-    return f"{extra} {'is not a known key' if len(keys) == 1 else 'are not known keys'}.{hint}{rest}"
-
-
-def _describe_wandb_error(ex: BaseException) -> str:
-    return (
-        f"Weights & Biases could not be used: {str(ex).strip().rstrip('.')}. Run `wandb login`, or set WANDB_API_KEY; "
-        "with WANDB_MODE=offline the curves stay on this machine, and `common.metric_recorders.wandb.enabled=false` "
-        "does without."
-    )
-
-
-class ErrorSentences(logging.Filter):
-    """Answers what a user can mend with a sentence, where fairseq2's runner would log a stack trace.
-
-    Attach it to fairseq2's logger. ``exit_code`` is the code to exit with if the filter answered an error.
-    """
-
-    def __init__(self, config_kls: type | None = None) -> None:
-        super().__init__()
-
-        self.exit_code: int | None = None
-
-        self._config_kls = config_kls
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno == logging.WARNING:
-            self._check_own_extension(record)
-
-            return True
-
-        ex = record.exc_info[1] if record.exc_info else None
-        if ex is None or record.levelno < logging.ERROR:
-            return True
-
-        sentence = self._maybe_describe(ex)
-
-        if (rank := os.environ.get("RANK", "0")) != "0":
-            # fairseq2 shows what rank 0 logs; a rank that ends alone would leave the others waiting without a word.
-            print(f"rank {rank}: {sentence or f'{type(ex).__name__}: {ex}'}", file=sys.stderr, flush=True)
-
-        if sentence is not None:
-            record.msg, record.args, record.exc_info, record.exc_text = sentence, (), None, None
-
-            self.exit_code = 2
-
-        return True
-
-    def _maybe_describe(self, ex: BaseException) -> str | None:
-        from fairseq2.error import OperationalError
-        from fairseq2.recipe.error import RecipeConfigParseError, WandbInitializationError
-        from fairseq2.utils.structured import StructureError
-
-        causes = list(_iter_causes(ex))
-
-        for cause in causes:
-            if isinstance(cause, HubertError):
-                return str(cause)
-
-        if isinstance(ex, RecipeConfigParseError | StructureError):
-            return describe_config_error(ex, self._config_kls)
-
-        # wandb has errors of its own; fairseq2 knows only some of them.
-        if (error := next((c for c in causes if type(c).__module__.startswith("wandb.")), None)) is not None:
-            return _describe_wandb_error(error)
-
-        if isinstance(ex, WandbInitializationError):
-            return _describe_wandb_error(ex.__cause__ or ex)
-
-        # A full disk, a folder that may not be written: the system's own words say it best.
-        if isinstance(ex, OperationalError) and isinstance(os_error := causes[-1], OSError) and os_error.errno:
-            return f"The operating system refused: {os_error}."
-
-        return None
-
-    @staticmethod
-    def _check_own_extension(record: logging.LogRecord) -> None:
-        # fairseq2 only warns, and the recipe would fail later for reasons that seem unrelated.
-        if not str(record.msg).startswith("hubert_plugin:setup_fairseq2_extension "):
-            return
-
-        ex = sys.exc_info()[1]
-
-        raise ConfigError(
-            f"hubert_plugin could not be set up as an extension of fairseq2, so no recipe can run: "
-            f"{type(ex).__name__}: {ex}. Set FAIRSEQ2_EXTENSION_TRACE=1 to see the stack trace."
-        )
+            yield from iter_config_paths(section, value, f"{path}.", depth + 1)

@@ -14,8 +14,17 @@ MAX_SHOWN_PROBLEMS: Final = 20
 """How many problems of one file are printed; the rest is counted (DESIGN, decision 8)."""
 
 
+def printable(text: str) -> str:
+    """Return ``text`` as it can be shown: bytes of file names that are no UTF-8 are escaped, as :func:`repr` does."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class HubertError(Exception):
     """Base of all errors that are answered with a sentence and exit code 2."""
+
+    def __str__(self) -> str:
+        # Sentences name files, whose names may be no UTF-8: the log could not write them.
+        return printable(super().__str__())
 
 
 class ConfigError(HubertError):
@@ -77,4 +86,4 @@ def format_problems(head: str, problems: Sequence[str]) -> str:
     if (num_left := len(problems) - MAX_SHOWN_PROBLEMS) > 0:
         lines.append(f"  … and {num_left} more.")
 
-    return "\n".join(lines)
+    return printable("\n".join(lines))

@@ -53,6 +53,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             tmp.unlink()
 
 
+def is_torch_write_error(ex: RuntimeError) -> bool:
+    """Return whether this is what ``torch.save`` makes of a file system that refused, when the disk is full for
+    example: it knows no ``OSError``."""
+    return "PytorchStreamWriter failed" in str(ex) or "unexpected pos" in str(ex)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write ``text`` (UTF-8; file names that are no UTF-8, as they are) to ``path`` through :func:`atomic_path`."""
     with atomic_path(path) as tmp:
@@ -91,6 +97,6 @@ def _storage_error(path: Path, ex: OSError) -> StorageError:
     reason = ex.strerror or str(ex)
 
     return StorageError(
-        f"'{path}' cannot be written: {reason}. What stood there before is untouched; free space or choose another "
-        "folder, then run the same command again."
+        f"'{path}' cannot be written: {reason}. An earlier file of that name is untouched; free space or choose "
+        "another folder, then run the same command again."
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
 import kaldiio
 import numpy as np
 import pytest
+from doc_pages import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,6 +244,13 @@ def test_kaldi_vectors_give_their_labels_back_at_both_rates(tmp_path: Path) -> N
 
     (tmp_path / "half.ark").write_bytes(data[: len(data) // 2])
 
+    write(tmp_path / "pipe.scp", f"a cat {tmp_path}/ali.ark |")
+
+    with pytest.raises(LabelError, match="which is not run; write what it gives to a file, and name that") as info:
+        read(tmp_path / "pipe.scp", manifest)
+
+    assert "allow_pipes" not in str(info.value)
+
     with pytest.raises(LabelError, match=r"half\.ark.* cannot be used"):
         read(tmp_path / "half.ark", manifest)
 
@@ -382,3 +391,65 @@ def test_names_are_matched_only_where_they_are_unique() -> None:
     assert index.find("c/z") is None
     assert index.find("t.zip:12:34") == "t.zip:12:34"
     assert index.find("t") is None
+
+
+def test_overlaps_of_rounded_starts_and_durations_are_cut(tmp_path: Path) -> None:
+    manifest = make_manifest(a=1.0)
+
+    # 0.674 to 0.773 and 0.773 to 0.84, start and duration rounded each by itself.
+    ctm = write(tmp_path / "a.ctm", "a 1 0 0.67 A", "a 1 0.67 0.11 UW", "a 1 0.77 0.07 DH", "a 1 0.84 0.16 B")
+
+    segments = read(ctm, manifest)["speaker/a.wav"]
+
+    assert [name for _, _, name in segments] == ["A", "UW", "DH", "B"]
+    assert segments[1][:2] == (0.67, 0.77) and segments[2][0] == 0.77
+
+    write(ctm, "a 1 0 0.68 A", "a 1 0.66 0.34 B")
+
+    with pytest.raises(LabelError, match=r"'B' \(0.66 to 1 s\) overlaps 'A' \(0 to 0.68 s"):
+        read(ctm, manifest)
+
+    # One of them would be nothing.
+    write(ctm, "a 1 0 0.01 A", "a 1 0 1.0 B")
+
+    with pytest.raises(LabelError, match="overlaps"):
+        read(ctm, manifest)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "latin-1"])
+def test_tables_that_are_not_utf_8_say_so(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.tsv").write_bytes("a\t0\t1\té\n".encode(encoding))
+
+    with pytest.raises(LabelError, match=r"a\.tsv' cannot be read: it must be UTF-8, but holds"):
+        read(tmp_path / "a.tsv", make_manifest(a=1.0))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_textgrid_of_utf_16_without_mark_says_so(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.TextGrid").write_bytes(LONG.encode(encoding))
+
+    with pytest.raises(LabelError, match=r"it is not UTF-8, nor UTF-16 with a byte order mark"):
+        read_textgrid(tmp_path / "a.TextGrid")
+
+    (tmp_path / "a.TextGrid").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(LabelError, match="begins as utf-16 does"):
+        read_textgrid(tmp_path / "a.TextGrid")
+
+
+@pytest.mark.parametrize("name, format_", [("ali.1.gz", "auto"), ("ali.1.gz", "kaldi"), ("a.ctm", "auto")])
+def test_alignments_that_are_compressed_say_so(tmp_path: Path, name: str, format_: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b"a 1 0 1 A\n"))
+
+    with pytest.raises(LabelError, match="is compressed with gzip: unpack it"):
+        read(tmp_path / name, make_manifest(a=1.0), format=format_)
+
+
+def test_the_example_of_the_documentation_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs/analysis.md").read_text(encoding="utf-8")
+
+    code = next(c for language, c in blocks(page) if language == "python" and "unit_quality" in c)
+
+    exec(code, {})
+
+    assert capsys.readouterr().out.strip() == code.strip().rsplit("# ", 1)[1]

@@ -283,6 +283,45 @@ def test_unreadable_audio_is_skipped_and_counted_where_the_policy_says_so(corpus
     assert VICTIM in run.text
 
 
+@pytest.mark.parametrize(
+    ("override", "phrase"),
+    [
+        ("regime.validate_every_n_steps=0", "`regime.validate_every_n_steps` must be 1 or greater"),
+        ("regime.publish_metrics_every_n_steps=0", "`regime.publish_metrics_every_n_steps` must be 1 or greater"),
+        ("trainer.max_grad_norm=-1", "`trainer.max_grad_norm` must be greater than 0"),
+        ("common.seed=-1", "`common.seed` must be a number from 0"),
+        ("optimizer.config.lr=.nan", "`optimizer.config.lr` must be a number, but is NaN"),
+        ("model.config_overrides=5", "`model.config_overrides` must hold keys and values, but is 5"),
+        ("dataset.label_rates={km: 25}", "`label_rates.km` must be 50 or 100 labels per second, but is 25"),
+        ("dataset.label_rates={kn: 50}", "'kn' is not a known label set"),
+        ("dataset.label_making.num_clusters=2.5", "must be a whole number, but is 2.5"),
+        ("dataset.labels=km", "`dataset.labels` must be a list, such as [km], but is 'km'"),
+        ("dataset.labels=[km,km]", "must name each label set once"),
+    ],
+)
+def test_values_that_cannot_be_used_are_answered(corpus: Path, override: str, phrase: str) -> None:
+    assert_sentence(pretrain(corpus, override), [phrase])
+
+
+def test_a_section_that_holds_itself_is_answered(corpus: Path) -> None:
+    file = corpus.parent / "itself.yaml"
+
+    file.write_text("dataset: &a\n  name: *a\n")
+
+    run = command_server().pretrain(corpus.parent / "out", file)
+
+    assert_sentence(run, ["itself.yaml' a section holds itself"])
+
+
+def test_validation_without_readable_audio_is_answered(corpus: Path) -> None:
+    for line in (corpus / "valid.tsv").read_text().splitlines()[1:]:
+        cut_off(f"wav/{line.partition(chr(9))[0].removeprefix('wav/')}")(corpus)
+
+    run = pretrain(corpus, "dataset.on_bad_audio=skip", "regime.validate_every_n_steps=4")
+
+    assert_sentence(run, ["none of the audio of the validation split could be read", "dataset.valid_split"])
+
+
 def test_labels_that_are_made_on_the_way_need_readable_audio(corpus: Path) -> None:
     cut_off(VICTIM)(corpus)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from builders import make_corpus, make_labels, pretrain_config, speech_like, write_config
 from processes import Run, command_server
 
@@ -89,6 +90,7 @@ def contents(folder: Path, *, but: Sequence[str] = ("logs", "cache")) -> Mapping
         (["dataset.train_split=valid"], ["holds another run", "`dataset.train_split` was 'train'", "'valid' now"]),
         (["criterion.config.alpha=1.0"], ["holds another run", "`criterion.config.alpha`"]),
         (["task.config.mask.span_len=5"], ["holds another run", "`task.config.mask.span_len`"]),
+        (["optimizer.name=adamw", "set:optimizer.config={}"], ["holds another run", "`optimizer.name` was 'muon'"]),
     ],
 )
 def test_folder_of_another_run_is_refused_and_untouched(
@@ -175,6 +177,83 @@ def test_checkpoint_that_lacks_a_part_is_named(trained: Trained) -> None:
     )
 
 
+def test_checkpoint_with_other_contents_than_were_written_is_named(trained: Trained) -> None:
+    (file,) = (trained.step(8) / "optimizer").rglob("*.pt")
+
+    data = bytearray(file.read_bytes())
+
+    data[len(data) // 2 : len(data) // 2 + 512] = bytes(512)
+
+    file.write_bytes(data)
+
+    assert_sentence(
+        trained.pretrain("regime.num_steps=10"),
+        [str(file), "other contents than were written", f"Delete the folder '{trained.step(8)}'"],
+    )
+
+
+def test_score_that_is_no_number_is_named(trained: Trained) -> None:
+    file = trained.out / "checkpoints/scores/step_8.txt"
+
+    assert file.exists()
+
+    file.write_text("much\n")
+
+    assert_sentence(trained.pretrain("regime.num_steps=10"), [str(file), "holds 'much'", "Delete the file"])
+
+    file.unlink()
+
+    run = trained.pretrain("regime.num_steps=10")
+
+    assert run.poll() == 0, run.raw[-3000:]
+
+
+@pytest.mark.parametrize("text", ["", "model: [", "\x00\x00"])
+def test_configuration_of_a_run_that_was_killed_while_it_was_written_is_written_anew(
+    trained: Trained, text: str
+) -> None:
+    (trained.out / "config.yaml").write_text(text)
+
+    run = trained.pretrain("regime.num_steps=9")
+
+    assert run.poll() == 0, run.raw[-3000:]
+    assert "is taken for that of this run" in run.text
+    assert "Resuming from step 8." in run.raw
+    assert "config_overrides" in (trained.out / "config.yaml").read_text()
+
+
+def test_configuration_that_lacks_its_end_is_told_from_that_of_another_recipe(trained: Trained) -> None:
+    file = trained.out / "config.yaml"
+
+    # In the order of its sections, which begins with those of the model.
+    file.write_text(file.read_text().partition("\ntask:")[0] + "\n")
+
+    assert_sentence(trained.pretrain("regime.num_steps=9"), ["or a damaged one", "has no 'task'"])
+
+
+def test_resuming_with_an_optimizer_of_another_form_is_answered(trained: Trained) -> None:
+    """The name is compared; what else does not fit is found when its state is restored."""
+    (file,) = (trained.step(8) / "optimizer").rglob("*.pt")
+
+    state = torch.load(file, weights_only=False)
+
+    def double(value: object) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key == "param_groups":
+                    item.append(dict(item[0]))
+
+                double(item)
+
+    double(state)
+
+    torch.save(state, file)
+
+    assert_sentence(
+        trained.pretrain("regime.num_steps=10"), ["cannot go on from its last checkpoint", "parameter group"]
+    )
+
+
 def test_resuming_a_sharded_run_with_whole_parameters_is_refused(trained: Trained) -> None:
     """What FSDP wrote is in as many parts as there were ranks."""
     (shard,) = (trained.step(8) / "model").rglob("sdp_00.pt")
@@ -205,12 +284,14 @@ def test_validation_split_of_short_utterances_only_is_named_before_training(tmp_
     assert_sentence(run, ["'valid'", "no utterance of at least", "min_seconds", "valid_split=null"])
 
 
-def test_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one_valid(trained: Trained) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.999])
+def test_full_disk_while_a_checkpoint_is_written_leaves_the_previous_one_valid(trained: Trained, share: float) -> None:
+    """PyTorch says other things where it is the last write that fails."""
     before = contents(trained.out / "checkpoints")
 
     size = max(len(v) for v in before.values())
 
-    run = trained.pretrain("regime.num_steps=16", max_file_bytes=size // 2)
+    run = trained.pretrain("regime.num_steps=16", max_file_bytes=int(size * share))
 
     assert_sentence(run, ["could not be written", "free space", "same command"])
 
@@ -258,7 +339,9 @@ def test_full_disk_while_labels_are_written_leaves_the_previous_ones_valid(tmp_p
 
     assert len(before["train.km"]) > 100_000
 
-    run = server.run(*args, f"unit_model={tmp_path / 'units1/units.safetensors'}", max_file_bytes=50_000)
+    args += [f"unit_model={tmp_path / 'units1/units.safetensors'}", "overwrite=true"]
+
+    run = server.run(*args, max_file_bytes=50_000)
 
     assert_sentence(run, ["labels/train.", "cannot be written", "untouched", "free space"])
 

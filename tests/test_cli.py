@@ -180,6 +180,7 @@ def test_preset_becomes_the_configuration_file(others: Path) -> None:
         (["recipe", "other", "speak", "o", "--preset", "lod"], "'lod' is not a known preset. Did you mean 'loud'?"),
         (["recipe", "other", "speak", "o", "--preset", "lod"], "Known: loud, quiet."),
         (["recipe", "other", "speak", "o", "--preset", "loud", "--config-file", "f"], "exclude each other"),
+        (["recipe", "other", "speak", "o", "--preset", "loud", "--preset", "quiet"], "given 2 times (loud, quiet)"),
         (["recipe", "other", "speak"], "OUTPUT_DIR is missing"),
         (["recipe", "other", "speak", "--config", "a=1", "out"], "Put OUTPUT_DIR before --config"),
     ],

@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from doc_pages import Command, blocks, commands, pages
+from processes import command_server
 from ruamel.yaml import YAML
 
 from hubert_plugin.discovery import find_groups
@@ -34,6 +35,16 @@ def test_pages_of_options_are_those_of_the_configurations() -> None:
     differing = sorted(n for n in rendered.keys() | written.keys() if rendered.get(n) != written.get(n))
 
     assert not differing, f"Run `{generate_options.COMMAND}` and commit what it writes: {', '.join(differing)}."
+
+
+@pytest.mark.parametrize("verb", sorted(find_groups()["hubert"].verbs))
+def test_the_whole_configuration_can_be_shown_before_anything_is_filled_in(verb: str) -> None:
+    run = command_server().run("recipe", "hubert", verb, "--dump-config")
+
+    assert run.poll() == 0, run.raw[-2000:]
+
+    # The last section of all verbs but `iterate`.
+    assert "\nrounds:\n" in run.raw if verb == "iterate" else "\ncommon:\n" in run.raw
 
 
 def test_pages_of_options_hold_what_the_dataclasses_say() -> None:

@@ -205,7 +205,10 @@ def test_single_shards_of_a_job_array_add_up(corpus: Path, tmp_path: Path) -> No
         (["features.config.layer=4"], "`layer` must be between 0 and 3, but is 4 instead: the model has 3 layers"),
         (["features.config.model=no_such"], "'no_such' is neither a folder, nor a file, nor the name of an asset card"),
         (["features.config.dtype=int8"], "'features.config.dtype' cannot be used"),
-        (["features.config.device=tpu9"], "`device` must be a device of this machine, but is 'tpu9'"),
+        (
+            ["features.config.device=tpu9"],
+            "must be a device of this machine, such as 'cpu' or 'cuda:0', but is 'tpu9'",
+        ),
         (["format=csv"], "`format` must be kaldi or fairseq, but is 'csv'"),
         (["shard=2", "num_shards=2"], "`shard` must be at least 0 and below `num_shards`"),
         (["num_shards=99"], "`num_shards` must be between 1 and the number of utterances"),

@@ -134,7 +134,7 @@ def test_segments_are_those_of_kaldiio(
     try:
         waveforms = read(scan(folder))
     except ManifestError as ex:
-        assert "is listed twice" in str(ex)  # other seconds, same samples
+        assert "are of exactly the same samples" in str(ex)  # other seconds, same samples
         return
 
     theirs = kaldiio.load_scp(str(folder / "wav.scp"), segments=str(folder / "segments"))
@@ -182,11 +182,11 @@ def test_what_does_not_belong_together_is_named_all_at_once(data: Path) -> None:
     message = fail(data)
 
     for part in (
-        "segments:1: must be 'utterance recording start end' in seconds, but is a 'r0 0.5 0.2'",
+        "segments:1: 'a' must end after it starts, but goes from 0.5 to 0.2 s",
         "segments:2: 'b' is of the recording 'r9', which wav.scp does not have",
-        "segments:3: must be",
+        "segments:3: the start of 'c' must be a number of seconds, but is 'x'",
         "segments:5: 'd' is also in line 4",
-        "segments:6: must be",
+        "segments:6: must be 'utterance recording start end' in seconds, but is 'e r0 0'",
     ):
         assert part in message
 
@@ -194,7 +194,7 @@ def test_what_does_not_belong_together_is_named_all_at_once(data: Path) -> None:
 
     message = fail(data)
 
-    assert "segments:2: 'b' ends at 7 s, but the recording 'r0' at 1.00 s" in message and "segments:3" in message
+    assert "segments:2: 'b' ends at 7 s, but the recording 'r0' ends at 1.00 s" in message and "segments:3" in message
 
     with pytest.raises(AudioError, match="cannot be used"):
         scan(data)
@@ -285,3 +285,55 @@ def test_segments_and_archives_in_manifest_entries() -> None:
 def test_a_segment_that_is_none_is_refused(data: Path, segment: str) -> None:
     with pytest.raises(AudioError, match="is no segment of its audio, which has 24000 samples"):
         read_waveform(data.parent / "wav", f"r3.flac{segment}", POLICY)
+
+
+def test_times_of_segments_that_are_none_say_what_is_wrong(data: Path) -> None:
+    times = {
+        "0 inf": "the end of 'a' must be a finite number of seconds, but is 'inf'",
+        "nan 1": "the start of 'a' must be a finite number of seconds, but is 'nan'",
+        "0.5 0.5": "'a' has no length: it starts and ends at 0.5 s",
+        "-0.5 1": "'a' must start at 0 s or later, but starts at -0.5 s",
+        "0 -2": "the end of 'a' must be later than its start, or -1 (that of the recording), but is -2 s",
+        "0 1e308": "'a' ends at 1e+308 s, but the recording 'r0' ends at 1.00 s",
+        "1e308 -1": "'a' starts at 1e+308 s, but the recording 'r0' ends at 1.00 s",
+        "1 -1": "'a' starts at 1 s, but the recording 'r0' ends at 1.00 s",
+    }
+
+    for time, message in times.items():
+        (data / "segments").write_text(f"b r1 0 0.5\na r0 {time}\n")
+
+        assert f"segments:2: {message}" in fail(data), time
+
+
+@pytest.mark.parametrize("same", ["u2 r0 0 0.5", "u2 r0 0.00001 0.50001"])
+def test_utterances_of_the_same_samples_are_refused_with_their_ids(data: Path, same: str) -> None:
+    (data / "segments").write_text(f"u1 r0 0 0.5\n{same}\nu3 r0 0.5 1\n")
+
+    message = fail(data, options=ScanOptions(on_error="skip", num_workers=2))
+
+    assert f"Utterances of '{data}' are of exactly the same samples" in message
+    assert "'u1' and 'u2' are 'wav.ark:3:32044[0:8000]'" in message and "u3" not in message
+
+    # Recordings, too.
+    (data / "segments").unlink()
+
+    with (data / "wav.scp").open("a") as fp:
+        fp.write(f"r5 {data.parent}/wav/r3.flac\nr6 {data.parent}/wav/r3.flac\n")
+
+    assert "'r3', 'r5' and 'r6' are" in fail(data)
+
+
+def test_ranges_of_recordings_are_refused(data: Path) -> None:
+    with (data / "wav.scp").open("a") as fp:
+        fp.write(f"r5 {data.parent}/wav.ark:3[0:10]\n")
+
+    message = fail(data, options=ScanOptions(on_error="skip", num_workers=2))
+
+    assert "wav.scp:6: 'r5' must be a whole recording, but has the range [0:10]" in message
+    assert "To cut recordings, list the parts in 'segments'." in message
+
+
+def test_an_offset_of_audio_that_no_file_reaches_is_told(data: Path) -> None:
+    (data / "wav.scp").write_text(f"r0 {data.parent}/wav.ark:{'9' * 25}\n")
+
+    assert "the archive ends there or before" in fail(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,17 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_features import DATA, DIM, KINDS, fail, make_features, make_manifest
 
-from hubert_plugin.data.feature_files import (
-    FeatureFormat,
-    feature_paths,
-    is_feature_shard_done,
-    merge_feature_shards,
-    open_feature_writer,
-    withdraw_merged,
-)
+from hubert_plugin.data.feature_files import FeatureFormat, feature_paths, open_feature_writer
+from hubert_plugin.data.feature_shards import is_feature_shard_done, merge_feature_shards, withdraw_merged
 from hubert_plugin.data.shards import shard_range
 from hubert_plugin.data.stored_features import open_stored_features
-from hubert_plugin.errors import ConfigError
+from hubert_plugin.errors import ConfigError, OutputDirError
+from hubert_plugin.units.dump import dump_features
 
 
 def test_shards_follow_fairseq() -> None:
@@ -119,3 +115,98 @@ def test_shards_of_different_making_are_not_joined(tmp_path: Path, kind: Feature
 
     for i, f in enumerate(features):
         np.testing.assert_array_equal(opened.read(i), f + np.float32(1))
+
+
+class _Stream:
+    """Features of a manifest, as if computed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest, self.dim, self.rate = make_manifest(folder), DIM, 50
+
+        self._features = make_features()
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "tests"}
+
+    def describe_data(self) -> dict[str, object]:
+        return {"split": "train"}
+
+    def read(self, order: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        return ((i, self._features[i]) for i in order)
+
+
+def _dump(kind: FeatureFormat, folder: Path, num_shards: int, shards: Sequence[int] | None = None) -> list[int]:
+    return dump_features(_Stream(folder), kind, folder, num_shards=num_shards, shards=shards)  # type: ignore[arg-type]
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuts", [(3, 2), (2, 3), (1, 2), (2, 1), (3, 1)])
+def test_another_number_of_shards_takes_the_place_of_the_first(
+    tmp_path: Path, kind: FeatureFormat, cuts: tuple[int, int]
+) -> None:
+    first, second = cuts
+
+    out, alone = tmp_path / "out", tmp_path / "alone"
+
+    out.mkdir()
+    alone.mkdir()
+
+    assert _dump(kind, out, first) == list(range(first))
+
+    foreign = out / ("notes_0_9.json" if kind == "fairseq" else "train/feats.0_9.json")
+    foreign.write_text("{}")
+
+    # Until all shards are there, those of the first cut stay.
+    before = {p for p in _files(out) if p.endswith((".npy", ".ark"))}
+
+    _dump(kind, out, second, shards=range(second - 1))
+
+    assert before <= set(_files(out))
+
+    assert _dump(kind, out, second) == [second - 1]
+    assert foreign.exists()
+
+    foreign.unlink()
+
+    _dump(kind, alone, second)
+
+    assert _files(out) == _files(alone)
+
+    opened = open_stored_features(kind, out, make_manifest(out))
+
+    for i, f in enumerate(make_features()):
+        np.testing.assert_array_equal(opened.read(i), f)
+
+    # A process without a shard of its own changes nothing.
+    assert _dump(kind, out, second, shards=[]) == []
+    assert _files(out) == _files(alone)
+
+
+def test_a_removal_that_was_killed_is_ended(tmp_path: Path) -> None:
+    _dump("fairseq", tmp_path, 2)
+
+    record = (tmp_path / "train_1_2.json").read_text()
+
+    _dump("fairseq", tmp_path, 3)
+
+    (tmp_path / "train_1_2.json").write_text(record)
+
+    assert _dump("fairseq", tmp_path, 3) == []
+    assert not list(tmp_path.glob("*_2.*"))
+
+
+def test_fairseqs_own_dump_in_other_shards_is_refused_at_the_start(tmp_path: Path) -> None:
+    for i in range(2):
+        np.save(tmp_path / f"train_{i}_2.npy", make_features()[0])
+
+    with pytest.raises(OutputDirError, match=r"holds a dump of 'train' in other than 3 shards[^~]*train_1_2\.npy"):
+        _dump("fairseq", tmp_path, 3)
+
+    assert _files(tmp_path) == ["train_0_2.npy", "train_1_2.npy"]
+
+    # Of the same number they are replaced, as ever.
+    assert _dump("fairseq", tmp_path, 2) == [0, 1]

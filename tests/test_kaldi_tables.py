@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
+import re
 from pathlib import Path
 
 import kaldiio
@@ -310,3 +312,62 @@ def test_a_key_that_is_repeated_in_an_archive_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(KaldiFormatError, match="has 'utt-a' twice"):
         open_table(path)
+
+
+def test_ranges_beyond_the_matrix_are_refused_but_for_kaldis_three_rows(expected: dict[str, np.ndarray]) -> None:
+    offset, wanted = read_scp(GOLDEN / "float.scp")[0].offset, expected["float/utt-a"]
+
+    num_rows, num_columns = wanted.shape
+
+    def read(text: str) -> np.ndarray:
+        return read_matrix(ScpEntry("utt-a", *parse_rxfilename(f"{GOLDEN}/float.ark:{offset}{text}")))
+
+    np.testing.assert_array_equal(read(f"[1:{num_rows + 2}]"), wanted[1:])
+
+    for text, found in (
+        (f"[0:{num_rows + 3}]", f"the matrix has {num_rows} rows"),
+        ("[0:" + "9" * 20 + "]", f"the matrix has {num_rows} rows"),
+        (f"[{num_rows}:{num_rows + 1}]", f"the matrix has {num_rows} rows"),
+        ("[5:2]", f"the matrix has {num_rows} rows"),
+        (f"[0:1,0:{num_columns}]", f"the matrix has {num_columns} columns"),
+    ):
+        with pytest.raises(KaldiFormatError) as info:
+            read(text)
+
+        assert f"'utt-a' ({GOLDEN}/float.ark:{offset}) cannot be cut to {text}" in str(info.value)
+        assert found in str(info.value)
+
+    with pytest.raises(KaldiFormatError, match=r"'one' .* has the range \[0:1\], which only matrices can have"):
+        read_int_vector(ScpEntry("one", *parse_rxfilename(f"{GOLDEN}/int_vector.ark:12[0:1]")))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("ali.1.gz", "ali.1.ark"), ("feats.scp.gz", "feats.scp"), ("ali.ark", "ali.unpacked.ark")],
+)
+def test_tables_that_are_compressed_say_so(tmp_path: Path, name: str, target: str) -> None:
+    path = tmp_path / name
+
+    path.write_bytes(gzip.compress((GOLDEN / "int_vector.ark").read_bytes()))
+
+    advice = re.escape(f"'{path}' is compressed with gzip: unpack it (`gunzip -c {path} > {tmp_path / target}`).")
+
+    for act in (
+        lambda: open_table(path),
+        lambda: list(iter_int_vectors(path)),
+        lambda: read_scp(path),
+        lambda: read_matrix(ScpEntry("a", str(path))),
+    ):
+        with pytest.raises(KaldiFormatError, match=advice):
+            act()
+
+    with pytest.raises(KaldiFormatError, match="but is compressed with gzip"):
+        read_int_vector(ScpEntry("a", f"cat {path}", is_command=True))
+
+
+def test_an_offset_that_no_file_reaches_is_told() -> None:
+    with pytest.raises(KaldiFormatError, match=r"should begin at byte 99,999,.* but the file ends there or before"):
+        read_matrix(ScpEntry("utt-a", str(GOLDEN / "float.ark"), int("9" * 23)))
+
+    # What has more digits than Python reads is a name.
+    assert parse_rxfilename("x:" + "9" * 5_000)[1] is None

@@ -369,6 +369,7 @@ def test_cluster_and_label_take_a_kaldi_folder_from_the_command_line(tmp_path: P
         ("{dataset: hubert_demo}", "must say `feature_files`"),
         (f"{{dataset: mine, path: {data}}}", "must not both be given"),
         ("{}", "`features.config.path` must say where"),
+        (f"{{path: {data}, rate: 75}}", "`rate` must be 50 or 100 frames per second, but is 75"),
     )
 
     for config, message in wrong:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hubert_plugin.analysis.textgrid import Tier, read_textgrid
+from hubert_plugin.data.kaldi_scp import gzip_problem
 from hubert_plugin.errors import LabelError
 from hubert_plugin.frames import frame_center_seconds
 
@@ -23,6 +24,9 @@ FORMATS: Final = ("textgrid", "ctm", "tsv", "kaldi")
 _SUFFIXES: Final = {".textgrid": "textgrid", ".ctm": "ctm", ".tsv": "tsv", ".txt": "tsv", ".ark": "kaldi"} | {
     ".scp": "kaldi"
 }
+
+
+_PIPE_ADVICE: Final = "write what it gives to a file, and name that"
 
 
 class Interval(NamedTuple):
@@ -56,6 +60,18 @@ class ParsedAlignment:
 def guess_format(path: Path) -> str | None:
     """Return the format of the alignment at ``path`` by its name; ``None`` if that does not tell."""
     return "textgrid" if path.is_dir() else _SUFFIXES.get(path.suffix.lower())
+
+
+def find_gzip(path: Path) -> str | None:
+    """Return the sentence that says that the file ``path`` is compressed with gzip; ``None`` if it is not.
+
+    :raises LabelError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as fp:
+            return gzip_problem(path, fp.read(2))
+    except OSError as ex:
+        raise LabelError(f"The alignment '{path}' cannot be read: {ex.strerror or ex}.") from ex
 
 
 def parse_alignment(
@@ -200,7 +216,7 @@ def _parse_kaldi(path: Path, rate: int, symbols: Path | None) -> ParsedAlignment
     unknown: dict[int, str] = {}
 
     try:
-        for utterance, labels in iter_int_vectors(path):
+        for utterance, labels in iter_int_vectors(path, pipe_advice=_PIPE_ADVICE):
             if utterance in parsed.intervals:
                 parsed.problems.append(f"{path}: '{utterance}' is there twice.")
 
@@ -253,13 +269,30 @@ def _read_symbols(path: Path) -> dict[int, str]:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
+        if problem := find_gzip(path):
+            raise LabelError(problem)
+
+        with path.open("rb") as raw:
+            head = raw.read(1 << 12)
+
+        # Text has no zeros; in UTF-16 every other byte is one, and it could be taken for UTF-8.
+        if b"\0" in head:
+            raise LabelError(_explain_encoding(path, "holds zero bytes"))
+
         with path.open(encoding="utf-8-sig", newline="\n") as fp:
             for nr, line in enumerate(fp, start=1):
                 yield nr, line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as ex:
-        reason = (ex.strerror or ex) if isinstance(ex, OSError) else ex
+    except OSError as ex:
+        raise LabelError(f"The alignment '{path}' cannot be read: {ex.strerror or ex}.") from ex
+    except UnicodeDecodeError as ex:
+        raise LabelError(_explain_encoding(path, f"holds the byte {ex.object[ex.start]:#x}")) from ex
 
-        raise LabelError(f"The alignment '{path}' cannot be read: {reason}.") from ex
+
+def _explain_encoding(path: Path, found: str) -> str:
+    return (
+        f"The alignment '{path}' cannot be read: it must be UTF-8, but {found}. Save it as UTF-8, for example with "
+        "`iconv -f UTF-16 -t UTF-8` if that is what it is in."
+    )
 
 
 def _to_number(text: str) -> float | None:

@@ -19,7 +19,14 @@ import numpy as np
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from hubert_plugin.analysis.alignment_files import FORMATS, Interval, ParsedAlignment, guess_format, parse_alignment
+from hubert_plugin.analysis.alignment_files import (
+    FORMATS,
+    Interval,
+    ParsedAlignment,
+    find_gzip,
+    guess_format,
+    parse_alignment,
+)
 from hubert_plugin.analysis.utterance_ids import UtteranceIndex
 from hubert_plugin.errors import ConfigError, LabelError, format_problems
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES, frame_center_seconds, num_labels, seconds
@@ -30,8 +37,9 @@ if TYPE_CHECKING:
 Segments = Sequence[tuple[float, float, str]]
 """The phones of an utterance: start and end in seconds, and name; in order, without overlap."""
 
-MAX_OVERLAP: Final = 0.005
-"""Seconds by which neighbouring intervals may overlap or be apart: rounded times do."""
+MAX_OVERLAP: Final = 0.010 + 1e-6
+"""Seconds by which neighbouring intervals may overlap or be apart: where start and duration are rounded to 10 ms each
+by itself, as in CTMs, they do. The millionth is for sums of floating-point numbers."""
 
 MAX_UNCOVERED: Final = 0.1
 """Seconds that may be without a phone at a stretch, and by which the last phone may end after the audio."""
@@ -157,6 +165,9 @@ def read_alignments(
 
     format_ = guess_format(path) if config.format == "auto" or config.path is None else config.format
 
+    if format_ is None and (problem := find_gzip(path)):
+        raise LabelError(problem)
+
     if format_ is None:
         raise ConfigError(
             f"The name of the alignment '{path}' does not tell its format; set `format` to one of {', '.join(FORMATS)}."
@@ -256,7 +267,8 @@ class _Checker:
 
                 continue
 
-            if last is not None and start < last.end - MAX_OVERLAP:
+            # What would be cut to nothing is no matter of rounding.
+            if last is not None and (start < last.end - MAX_OVERLAP or start <= last.start):
                 self._problems.append(
                     f"{place}: '{interval.name}' ({start:g} to {end:g} s) overlaps '{last.name}' ({last.start:g} to "
                     f"{last.end:g} s, {last.place})."

@@ -45,7 +45,7 @@ def read_textgrid(path: Path) -> list[Tier]:
     if data.startswith(b"ooBinaryFile"):
         raise LabelError(f"'{path}' is a TextGrid in Praat's binary form; save it as a text file.")
 
-    text = _decode(data)
+    text = _decode(path, data)
 
     if "chronological" in text[:100]:
         raise LabelError(f"'{path}' is a chronological TextGrid; save it as a text file, or as a short text file.")
@@ -81,12 +81,22 @@ def read_textgrid(path: Path) -> list[Tier]:
     return tiers
 
 
-def _decode(data: bytes) -> str:
+def _decode(path: Path, data: bytes) -> str:
     encoding = next((e for mark, e in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+
+    # Text has no zeros; in UTF-16 every other byte is one, and it could be taken for UTF-8.
+    if encoding == "utf-8" and b"\0" in data:
+        raise LabelError(
+            f"The TextGrid '{path}' cannot be read: it is not UTF-8, nor UTF-16 with a byte order mark. Save it as "
+            "UTF-8 (`iconv -f UTF-16LE -t UTF-8`, or `-f UTF-16BE`, if that is what it is in)."
+        )
 
     try:
         return data.decode(encoding)
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as ex:
+        if encoding != "utf-8":
+            raise LabelError(f"The TextGrid '{path}' begins as {encoding} does, but is not in it: {ex}.") from ex
+
         # What Praat writes on systems that are set to it, and what older files are in.
         return data.decode("latin-1")
 

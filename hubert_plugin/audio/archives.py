@@ -55,7 +55,8 @@ def locate_in_ark(path: Path | str, offset: int, end: int | None = None) -> tupl
         with open(path, "rb") as fp:
             size = os.fstat(fp.fileno()).st_size
 
-            fp.seek(offset)
+            # Systems refuse to go to places that no file reaches.
+            fp.seek(min(offset, size))
 
             head = fp.read(16)
     except OSError as ex:

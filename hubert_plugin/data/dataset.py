@@ -15,6 +15,7 @@ from typing_extensions import override
 from hubert_plugin.audio import AudioPolicy
 from hubert_plugin.demo import DemoCorpusConfig
 from hubert_plugin.errors import ManifestError
+from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import FeatureSourceSection
 
 HUBERT_DATASET: Final = "hubert"
@@ -163,6 +164,12 @@ class HubertDatasetSection(SpeechDatasetSection):
     @override
     def validate(self) -> ValidationResult:
         result = super().validate()
+
+        for name, rate in self.label_rates.items():
+            if rate not in SUPPORTED_LABEL_RATES:
+                rates = " or ".join(map(str, SUPPORTED_LABEL_RATES))
+
+                result.add_error(f"`label_rates.{name}` must be {rates} labels per second, but is {rate} instead.")
 
         if self.label_making.num_clusters < 2:
             result.add_error("`label_making.num_clusters` must be greater than or equal to 2.")

@@ -4,7 +4,7 @@ Letters: *N* utterances, *M* frames of an utterance, *D* features of a frame.
 
 ========  ===========================================================================================================
 kaldi     ``FOLDER/SPLIT/feats.ark`` and ``feats.scp`` (absolute paths), ``utt2num_frames``, ``frame_shift`` (seconds);
-          of shard *i* of *n* (from 0): ``feats.<i>_<n>.ark`` and so on, which :func:`merge_feature_shards` joins
+          of shard *i* of *n* (from 0): ``feats.<i>_<n>.ark`` and so on (:mod:`~hubert_plugin.data.feature_shards`)
 fairseq   ``FOLDER/SPLIT_<i>_<n>.npy``, float32 (sum of M, D), and ``.len``, the M of each utterance in a line of its
           own, in the order of the manifest (``examples/hubert/simple_kmeans``); not sharded is shard 0 of 1
 ========  ===========================================================================================================
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from hubert_plugin.data.kaldi import check_key, write_matrix
-from hubert_plugin.data.provenance import comparable
 from hubert_plugin.data.shards import Shard, remove_leftovers
-from hubert_plugin.errors import StorageError, UnitModelError
+from hubert_plugin.errors import StorageError, UnitModelError, format_problems
 from hubert_plugin.files import atomic_path, write_text_atomic
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 
@@ -42,9 +41,6 @@ RECORD_FORMAT: Final = "hubert_plugin.features"
 RECORD_VERSION: Final = 1
 
 _NPY_HEADER_SIZE: Final = 128
-
-_COUNTS: Final = ("num_utterances", "num_frames")
-"""What the records of shards that belong together may differ in."""
 
 
 def open_feature_writer(
@@ -256,105 +252,23 @@ def read_feature_record(path: Path) -> dict[str, Any] | None:
             f"'{path}' must be a record of features (format '{RECORD_FORMAT}'), but is something else."
         )
 
+    wanted = {
+        "dim": ("a number of 1 or greater", record["dim"], lambda n: n >= 1),
+        "rate": (" or ".join(map(str, SUPPORTED_LABEL_RATES)), record["rate"], lambda n: n in SUPPORTED_LABEL_RATES),
+        "num_utterances": ("a number of 0 or greater", record["num_utterances"], lambda n: n >= 0),
+        "num_frames": ("a number of 0 or greater", record["num_frames"], lambda n: n >= 0),
+    }
+
+    problems = [
+        f"`{key}` must be {expected}, but is {json.dumps(value)}"
+        for key, (expected, value, is_right) in wanted.items()
+        if type(value) is not int or not is_right(value)
+    ]
+
+    if problems:
+        raise UnitModelError(format_problems(f"The record of features '{path}' cannot be used:", problems))
+
     return record
-
-
-def is_feature_shard_done(
-    kind: FeatureFormat, folder: Path, split: str, shard: Shard | None, provenance: Mapping[str, object]
-) -> bool:
-    """Tell whether a shard (``None``: the split) has been written whole, with this provenance."""
-    paths = feature_paths(kind, folder, split, shard)
-
-    try:
-        record = read_feature_record(paths["record"])
-    except UnitModelError:
-        return False
-
-    if record is None or not all(p.is_file() for p in paths.values()):
-        return False
-
-    return _is_made_so(record, provenance)
-
-
-def _is_made_so(record: Mapping[str, Any], provenance: Mapping[str, object]) -> bool:
-    found, wanted = comparable(record), comparable(dict(provenance))
-
-    return all(found.get(key) == value for key, value in wanted.items())
-
-
-def are_of_one_making(records: Sequence[Mapping[str, Any] | None]) -> bool:
-    """Tell whether the records of shards, or their absence, differ in nothing but what each shard holds."""
-    plain = [r if r is None else {k: v for k, v in comparable(r).items() if k not in _COUNTS} for r in records]
-
-    return all(p == plain[0] for p in plain)
-
-
-def withdraw_merged(kind: FeatureFormat, folder: Path, split: str, provenance: Mapping[str, object]) -> None:
-    """Remove what joins kaldi's shards if it was made with another provenance: shards of it are about to be replaced.
-
-    :raises StorageError: It cannot be removed.
-    """
-    if kind == "fairseq":
-        return
-
-    paths = feature_paths(kind, folder, split)
-
-    try:
-        record = read_feature_record(paths["record"])
-
-        if record is None or _is_made_so(record, provenance):
-            return
-    except UnitModelError:
-        pass  # a record that says nothing vouches for nothing
-
-    # The record goes last: killed in between, the next run finds it and removes the rest.
-    for role in ("scp", "record"):
-        try:
-            paths[role].unlink(missing_ok=True)
-        except OSError as ex:
-            raise StorageError(
-                f"'{paths[role]}' belongs to features that were made in another way and cannot be removed: "
-                f"{ex.strerror or ex}. Remove it, or choose another folder."
-            ) from ex
-
-
-def merge_feature_shards(kind: FeatureFormat, folder: Path, split: str, num_shards: int) -> bool:
-    """Join finished shards: kaldi's get one ``feats.scp`` and ``utt2num_frames``; fairseq's are read as they are.
-
-    Whoever finishes a shard calls it; it does nothing until all are there, made in the same way.
-
-    :returns: Whether all shards are there.
-    :raises UnitModelError: A record cannot be understood.
-    """
-    shards = [feature_paths(kind, folder, split, (i, num_shards)) for i in range(num_shards)]
-
-    if not all(p["record"].is_file() for p in shards):
-        return False
-
-    records = [read_feature_record(p["record"]) for p in shards]
-
-    # Some may be of an earlier run, of other features or another manifest; whoever replaces them comes here again.
-    if not are_of_one_making(records):
-        return False
-
-    if kind == "fairseq":
-        return True
-
-    whole = feature_paths(kind, folder, split)
-
-    record = dict(records[0] or {})
-
-    for key in _COUNTS:
-        record[key] = sum(r[key] for r in records if r is not None)
-
-    for role in ("scp", "counts"):
-        texts = [p[role].read_text(encoding="utf-8", errors="surrogateescape") for p in shards]
-
-        write_text_atomic(whole[role], "".join(texts))
-
-    write_text_atomic(whole["record"], json.dumps(record, indent=2, sort_keys=True) + "\n")
-
-    return True
 
 
 _FAIRSEQ_ENDS: Final = {"data": ".npy", "counts": ".len", "record": ".json"}

@@ -24,15 +24,20 @@ from typing import IO, Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hubert_plugin.data.kaldi_scp import ALLOW_PIPES_ADVICE, open_file, read_scp, run_command, unreadable
 from hubert_plugin.data.kaldi_scp import KaldiFormatError as KaldiFormatError
 from hubert_plugin.data.kaldi_scp import ScpEntry as ScpEntry
 from hubert_plugin.data.kaldi_scp import check_key as check_key
-from hubert_plugin.data.kaldi_scp import open_file, read_scp, run_command, unreadable
 
 INT_ITEM: Final = np.dtype([("num_bytes", "u1"), ("value", "<i4")])
 """How kaldi writes an integer in binary: its number of bytes, then its bytes."""
 
+MAX_ROW_OVERSHOOT: Final = 3
+"""By how many rows a range may go beyond its matrix: kaldi's own tolerance (``ParseMatrixRangeSpecifier`` in
+``util/kaldi-holder.cc``), as segments are rounded to 10 ms and windows do not reach the end."""
+
 _FOREIGN: Final = {
+    b"\x1f\x8b": "compressed with gzip",
     b"PKL": "a Python pickle, which can run code when it is read and is never read here",
     b"NPY": "a NumPy array of kaldiio's own format, which kaldi does not know",
     b"AUDIO": "audio",
@@ -41,15 +46,17 @@ _FOREIGN: Final = {
 }
 
 
-def open_table(path: Path, *, allow_pipes: bool = False) -> list[ScpEntry]:
+def open_table(path: Path, *, allow_pipes: bool = False, pipe_advice: str = ALLOW_PIPES_ADVICE) -> list[ScpEntry]:
     """Return where the objects of a table lie: of a script file as it says, of an archive by walking through it.
 
-    :raises KaldiFormatError: The file is missing, malformed or cut off, or a key is repeated.
+    The parameters are those of :func:`~hubert_plugin.data.kaldi_scp.read_scp`.
+
+    :raises KaldiFormatError: The file is missing, compressed, malformed or cut off, or a key is repeated.
     """
     path = Path(path)
 
     if not _is_archive(path):
-        return read_scp(path, allow_pipes=allow_pipes)
+        return read_scp(path, allow_pipes=allow_pipes, pipe_advice=pipe_advice)
 
     entries = [entry for entry, _ in _walk(path)]
 
@@ -59,7 +66,9 @@ def open_table(path: Path, *, allow_pipes: bool = False) -> list[ScpEntry]:
     return entries
 
 
-def iter_int_vectors(path: Path, *, allow_pipes: bool = False) -> Iterator[tuple[str, NDArray[np.int32]]]:
+def iter_int_vectors(
+    path: Path, *, allow_pipes: bool = False, pipe_advice: str = ALLOW_PIPES_ADVICE
+) -> Iterator[tuple[str, NDArray[np.int32]]]:
     """Yield the keys and vectors of integers of a table (script file or archive), one after another.
 
     :raises KaldiFormatError: As :func:`open_table` and :func:`read_int_vector`.
@@ -70,14 +79,14 @@ def iter_int_vectors(path: Path, *, allow_pipes: bool = False) -> Iterator[tuple
         for entry, vector in _walk(path):
             yield entry.key, _check_int_vector(entry, vector)
     else:
-        for entry in read_scp(path, allow_pipes=allow_pipes):
+        for entry in read_scp(path, allow_pipes=allow_pipes, pipe_advice=pipe_advice):
             yield entry.key, read_int_vector(entry)
 
 
 def read_matrix(entry: ScpEntry) -> NDArray[np.float32]:
     """Read a matrix. *Shape:* (M, D).
 
-    :raises KaldiFormatError: It is missing, cut off, or no matrix.
+    :raises KaldiFormatError: It is missing, cut off, or no matrix, or the entry's range is not inside it.
     """
     matrix = _read(entry)
 
@@ -88,7 +97,7 @@ def read_matrix(entry: ScpEntry) -> NDArray[np.float32]:
         )
 
     if entry.ranges:
-        matrix = matrix[entry.ranges]
+        matrix = _cut(matrix, entry)
 
     return np.ascontiguousarray(matrix, np.float32)
 
@@ -96,8 +105,14 @@ def read_matrix(entry: ScpEntry) -> NDArray[np.float32]:
 def read_int_vector(entry: ScpEntry) -> NDArray[np.int32]:
     """Read a vector of integers, such as an alignment. *Shape:* (M,).
 
-    :raises KaldiFormatError: It is missing, cut off, or holds no integers.
+    :raises KaldiFormatError: It is missing, cut off, or holds no integers, or the entry has a range.
     """
+    if entry.ranges:
+        raise KaldiFormatError(
+            f"'{entry.key}' ({entry.place}) must be a whole vector of integers, but has the range {entry.range_text}, "
+            "which only matrices can have."
+        )
+
     return _check_int_vector(entry, _read(entry))
 
 
@@ -108,6 +123,23 @@ def _check_int_vector(entry: ScpEntry, vector: NDArray[Any]) -> NDArray[np.int32
         raise KaldiFormatError(f"'{entry.key}' ({entry.place}) must be a vector of integers, but is {what}.")
 
     return vector
+
+
+def _cut(matrix: NDArray[Any], entry: ScpEntry) -> NDArray[Any]:
+    """Return the entry's range of rows (and columns). *Shape:* (M, D) → (M', D')."""
+    for axis, (wanted, size) in enumerate(zip(entry.ranges, matrix.shape, strict=False)):
+        first, stop = wanted.start or 0, size if wanted.stop is None else wanted.stop
+
+        limit = size + (MAX_ROW_OVERSHOOT if axis == 0 else 0)
+
+        # `[:]` of nothing is nothing.
+        if wanted != slice(None) and not first < min(stop, size) <= stop <= limit:
+            raise KaldiFormatError(
+                f"'{entry.key}' ({entry.place}) cannot be cut to {entry.range_text}: the matrix has {size} "
+                f"{'rows' if axis == 0 else 'columns'}, counted from 0, and the last one of a range belongs to it."
+            )
+
+    return matrix[entry.ranges]
 
 
 def _is_archive(path: Path) -> bool:
@@ -177,7 +209,10 @@ def _read(entry: ScpEntry) -> NDArray[Any]:
 
     with open_file(entry.path) as fp:
         if entry.offset is not None:
-            fp.seek(entry.offset)
+            try:
+                fp.seek(entry.offset)
+            except (OverflowError, ValueError, OSError):  # numbers that no file reaches
+                raise _ends_before(entry, entry.offset) from None
 
         return _read_object(fp, entry)
 
@@ -195,10 +230,7 @@ def _read_object(fp: BinaryIO, entry: ScpEntry) -> NDArray[Any]:
             raise KaldiFormatError(f"'{entry.key}' ({entry.place}) must be a matrix or vector, but is {what}.")
 
     if not head:
-        raise KaldiFormatError(
-            f"'{entry.key}' should begin at byte {start:,} of '{entry.path}', but the file ends there or before. It "
-            "may have been cut off."
-        )
+        raise _ends_before(entry, start)
 
     try:
         if head[:3] == b"\0B\4":
@@ -218,6 +250,13 @@ def _read_object(fp: BinaryIO, entry: ScpEntry) -> NDArray[Any]:
         raise KaldiFormatError(
             f"'{entry.key}' ({entry.place}) cannot be read: the file is cut off or damaged ({ex or type(ex).__name__})."
         ) from ex
+
+
+def _ends_before(entry: ScpEntry, start: int) -> KaldiFormatError:
+    return KaldiFormatError(
+        f"'{entry.key}' should begin at byte {start:,} of '{entry.path}', but the file ends there or before. It may "
+        "have been cut off."
+    )
 
 
 def _read_int_items(fp: BinaryIO) -> NDArray[np.int32]:

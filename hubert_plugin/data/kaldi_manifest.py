@@ -19,12 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Final
 
 from hubert_plugin.audio.archives import locate_in_ark
 from hubert_plugin.audio.waveform import probe_audio
 from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines, read_scp, run_command
+from hubert_plugin.data.manifest import field_problem
 from hubert_plugin.data.scan import Candidate, ScanOptions, ScanResult, measure_audio
 from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.errors import AudioError, ManifestError, format_problems
@@ -32,6 +34,9 @@ from hubert_plugin.files import atomic_path
 
 MAX_OVERSHOOT_SECONDS: Final = 0.5
 """How far a segment may end beyond its recording (``extract-segments --max-overshoot``)."""
+
+_MAX_SAMPLES: Final = 1 << 62
+"""What times that no recording has are counted as."""
 
 _ENDINGS: Final = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"NIST": ".sph", b"FORM": ".aiff"}
 
@@ -71,12 +76,15 @@ def scan_kaldi(
 
     :param allow_pipes: Whether commands in ``wav.scp`` are run.
     :param audio_dir: Where the output of commands is kept.
-    :raises ManifestError: Files of the folder are malformed or do not belong together: all problems of a file at once.
+    :raises ManifestError: Files of the folder are malformed or do not belong together, or utterances are of the same
+        samples: all problems of a file at once.
     """
     source = Path(os.path.abspath(source))
 
     try:
         entries = read_scp(source / "wav.scp", allow_pipes=allow_pipes)
+
+        _refuse_ranges(source / "wav.scp", entries)
 
         recordings, problems = _locate_recordings(entries, options, audio_dir)
 
@@ -88,6 +96,8 @@ def scan_kaldi(
             refs, more = _read_segments(source / "segments", root, refs, {e.key for e in entries}, options)
 
             problems += more
+
+        _refuse_repeated(source, refs)
 
         speakers = _read_column(source / "utt2spk", refs)
         texts = _read_column(source / "text", refs, may_be_empty=True)
@@ -113,6 +123,38 @@ def scan_kaldi(
     return None if scan is None else KaldiScan(scan, speakers, texts)
 
 
+def _refuse_ranges(path: Path, entries: Sequence[ScpEntry]) -> None:
+    problems = [
+        f"{path}:{e.line}: '{e.key}' must be a whole recording, but has the range {e.range_text}"
+        for e in entries
+        if e.ranges
+    ]
+
+    if problems:
+        raise ManifestError(
+            format_problems(f"'{path}' cannot be used. To cut recordings, list the parts in 'segments'.", problems)
+        )
+
+
+def _refuse_repeated(source: Path, refs: Mapping[str, str]) -> None:
+    """Refuse utterances of the same samples: an entry names its audio once, and validation is not to be trained on."""
+    by_ref: defaultdict[str, list[str]] = defaultdict(list)
+
+    for key, ref in refs.items():
+        by_ref[ref].append(key)
+
+    repeated = [(ref, keys) for ref, keys in by_ref.items() if len(keys) > 1]
+
+    problems = ["'" + "', '".join(keys[:-1]) + f"' and '{keys[-1]}' are '{ref}'" for ref, keys in repeated]
+
+    if problems:
+        raise ManifestError(
+            format_problems(
+                f"Utterances of '{source}' are of exactly the same samples. Keep one of each in the lists:", problems
+            )
+        )
+
+
 def _locate_recordings(
     entries: Sequence[ScpEntry], options: ScanOptions, audio_dir: Path | None
 ) -> tuple[dict[str, tuple[str, str]], list[tuple[str, str]]]:
@@ -127,6 +169,9 @@ def _locate_recordings(
             return str(_keep_output(entry, audio_dir)), ""
 
         path = os.path.abspath(entry.path)
+
+        if problem := field_problem(path):
+            raise AudioError(f"'{entry.key}': the name of {problem}")
 
         if entry.offset is None:
             return path, ""
@@ -223,16 +268,13 @@ def _read_segments(
     first: dict[str, int] = {}
 
     for nr, key, rest in read_lines(path):
-        fields = rest.split()
+        parsed = _parse_segment(key, rest)
 
-        try:
-            recording, start, end = fields[0], float(fields[1]), float(fields[2])
-
-            if len(fields) != 3 or not start >= 0 or not (end > start or end == -1):
-                raise ValueError
-        except (ValueError, IndexError):
-            malformed.append(f"{path}:{nr}: must be 'utterance recording start end' in seconds, but is {key} {rest!r}")
+        if isinstance(parsed, str):
+            malformed.append(f"{path}:{nr}: {parsed}")
             continue
+
+        recording, start, end = parsed
 
         if (first_nr := first.setdefault(key, nr)) != nr:
             malformed.append(f"{path}:{nr}: '{key}' is also in line {first_nr}")
@@ -268,20 +310,61 @@ def _read_segments(
 
         num_samples, rate = info
 
-        first_sample, last_sample = int(start * rate), num_samples if end == -1 else int(end * rate)
+        first_sample = _to_samples(start, rate)
+        last_sample = num_samples if end == -1 else _to_samples(end, rate)
 
-        if first_sample >= num_samples or last_sample > num_samples + MAX_OVERSHOOT_SECONDS * rate:
-            problems.append(
-                (
-                    key,
-                    f"{path}:{nr}: '{key}' ends at {end:g} s, but the recording '{recording}' at "
-                    f"{num_samples / rate:.2f} s.",
-                )
-            )
+        if first_sample >= num_samples:
+            wrong = f"starts at {start:g} s"
+        elif last_sample > num_samples + MAX_OVERSHOOT_SECONDS * rate:
+            wrong = f"ends at {end:g} s"
         else:
             refs[key] = f"{recordings[recording]}[{first_sample}:{min(last_sample, num_samples)}]"
+            continue
+
+        reason = f"{path}:{nr}: '{key}' {wrong}, but the recording '{recording}' ends at {num_samples / rate:.2f} s."
+
+        problems.append((key, reason))
 
     return refs, problems
+
+
+def _parse_segment(key: str, rest: str) -> tuple[str, float, float] | str:
+    """Return recording, start and end (-1: that of the recording) of a line of ``segments``, or what is wrong."""
+    fields = rest.split()
+
+    if len(fields) != 3:
+        return f"must be 'utterance recording start end' in seconds, but is '{key} {rest}'"
+
+    times = []
+
+    for name, text in zip(("start", "end"), fields[1:], strict=True):
+        try:
+            times.append(float(text))
+        except ValueError:
+            return f"the {name} of '{key}' must be a number of seconds, but is '{text}'"
+
+        if not isfinite(times[-1]):
+            return f"the {name} of '{key}' must be a finite number of seconds, but is '{text}'"
+
+    start, end = times
+
+    if start < 0:
+        return f"'{key}' must start at 0 s or later, but starts at {start:g} s"
+
+    if end < 0 and end != -1:
+        return f"the end of '{key}' must be later than its start, or -1 (that of the recording), but is {end:g} s"
+
+    if start == end:
+        return f"'{key}' has no length: it starts and ends at {start:g} s"
+
+    if start > end != -1:
+        return f"'{key}' must end after it starts, but goes from {start:g} to {end:g} s"
+
+    return fields[0], start, end
+
+
+def _to_samples(seconds: float, rate: int) -> int:
+    return int(min(seconds * rate, _MAX_SAMPLES))
 
 
 def _read_column(path: Path, utterances: Mapping[str, str], *, may_be_empty: bool = False) -> dict[str, str] | None:

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from hubert_plugin.errors import format_problems
 
-_RANGE: Final = re.compile(r"\[(?P<rows>\d*:?\d*)(?:,(?P<columns>\d*:?\d*))?\]$")
+# Python refuses to read numbers of thousands of digits; what has more than these is no number here, but part of a name.
+_NUMBER: Final = r"[0-9]{0,99}"
 
-_OFFSET: Final = re.compile(r"(?P<path>.+):(?P<offset>\d+)", re.DOTALL)
+_RANGE: Final = re.compile(rf"\[(?P<rows>{_NUMBER}:?{_NUMBER})(?:,(?P<columns>{_NUMBER}:?{_NUMBER}))?\]$")
+
+_OFFSET: Final = re.compile(r"(?P<path>.+):(?P<offset>[0-9]{1,99})", re.DOTALL)
+
+_GZIP_MARK: Final = b"\x1f\x8b"
+
+ALLOW_PIPES_ADVICE: Final = "set `allow_pipes: true` if you trust this file"
+"""What to do about commands, where the caller has that setting."""
 
 
 class KaldiFormatError(Exception):
@@ -49,14 +59,22 @@ class ScpEntry:
     def place(self) -> str:
         return self.path if self.offset is None else f"{self.path}:{self.offset}"
 
+    @property
+    def range_text(self) -> str:
+        """``ranges`` as the script file has them (``[0:9,2:3]``)."""
+        ends = [("" if r.start is None else r.start, "" if r.stop is None else r.stop - 1) for r in self.ranges]
 
-def read_scp(path: Path, *, allow_pipes: bool = False) -> list[ScpEntry]:
+        return f"[{','.join(f'{first}:{last}' for first, last in ends)}]"
+
+
+def read_scp(path: Path, *, allow_pipes: bool = False, pipe_advice: str = ALLOW_PIPES_ADVICE) -> list[ScpEntry]:
     """Read a script file. Nothing it names is opened, and no command runs.
 
     Relative paths are taken relative to the script file's folder if the file is there, else, as kaldi does, to the
     current folder.
 
     :param allow_pipes: Whether lines may be commands (``sph2pipe … |``), which are run when the object is read.
+    :param pipe_advice: What the error tells to do about commands that are not allowed.
     :raises KaldiFormatError: The file is missing or empty, or lines are malformed, repeated, commands or name files
         that do not exist: all of them at once.
     """
@@ -86,10 +104,10 @@ def read_scp(path: Path, *, allow_pipes: bool = False) -> list[ScpEntry]:
 
         if target.endswith("|") or target.startswith("|"):
             if not allow_pipes or target.startswith("|"):
-                problems.append(
-                    f"{place}: '{key}' is a command ({target!r}), which is not run"
-                    + ("" if allow_pipes else "; set `allow_pipes: true` if you trust this file")
-                )
+                # A bar in front takes data, it gives none.
+                advice = "" if target.startswith("|") else f"; {pipe_advice}"
+
+                problems.append(f"{place}: '{key}' is a command ({target!r}), which is not run{advice}")
             else:
                 entries.append(ScpEntry(key, target[:-1].strip(), is_command=True, line=nr))
 
@@ -167,12 +185,46 @@ def run_command(entry: ScpEntry) -> bytes:
 def open_file(path: Path | str) -> BinaryIO:
     """Open a file to read its bytes.
 
-    :raises KaldiFormatError: It cannot be opened.
+    :raises KaldiFormatError: It cannot be opened, or is compressed with gzip.
     """
     try:
-        return open(path, "rb")
+        fp = open(path, "rb")  # noqa: SIM115 - the caller closes it
     except OSError as ex:
         raise unreadable(Path(path), ex) from ex
+
+    try:
+        head = fp.peek(len(_GZIP_MARK))
+
+        if problem := gzip_problem(Path(path), head):
+            raise KaldiFormatError(problem)
+    except OSError as ex:
+        fp.close()
+
+        raise unreadable(Path(path), ex) from ex
+    except KaldiFormatError:
+        fp.close()
+
+        raise
+
+    return fp
+
+
+def gzip_problem(path: Path, head: bytes) -> str | None:
+    """Return the sentence that says that ``path``, which begins with ``head``, is compressed with gzip; ``None`` if it
+    is not."""
+    if not head.startswith(_GZIP_MARK):
+        return None
+
+    target = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.stem}.unpacked{path.suffix}")
+
+    # kaldi's alignments are called `ali.1.gz`: an archive is known by its name.
+    if target.suffix[1:].isdecimal():
+        target = target.with_name(f"{target.name}.ark")
+
+    return (
+        f"'{path}' is compressed with gzip: unpack it (`gunzip -c {shlex.quote(str(path))} > "
+        f"{shlex.quote(str(target))}`)."
+    )
 
 
 def unreadable(path: Path, ex: OSError) -> KaldiFormatError:
@@ -185,7 +237,8 @@ def unreadable(path: Path, ex: OSError) -> KaldiFormatError:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as fp:
+        # Editors of some systems put a byte order mark at the start.
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="surrogateescape", newline="\n") as fp:
             yield from enumerate(fp, start=1)
     except OSError as ex:
         raise unreadable(path, ex) from ex

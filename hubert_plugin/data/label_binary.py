@@ -17,8 +17,8 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, final
 
@@ -61,29 +61,14 @@ def open_binary_labels(path: Path) -> BinaryLabels:
 
     :raises LabelError: The file is missing, cut off, or holds no labels.
     """
-    try:
-        with Path(path).open("rb") as fp:
-            start = 8 + int.from_bytes(fp.read(8), "little")
-
-            size = os.fstat(fp.fileno()).st_size
-
-            if start > size:
-                raise ValueError(f"its header should have {start:,} bytes")
-
-            header = json.loads(fp.read(start - 8))
+    with _explaining(path):
+        header, start, size = _read_header(path)
 
         record = json.loads(header["__metadata__"][FORMAT])
 
         offsets = _map(path, size, start, header["offsets"], np.dtype("<i8"))
 
         values = _map(path, size, start, header["values"], _TYPES[header["values"]["dtype"]])
-    except (OSError, ValueError, KeyError, TypeError) as ex:
-        reason = ex.strerror if isinstance(ex, OSError) else ex
-
-        raise LabelError(
-            f"The labels '{path}' cannot be opened; they may have been cut off, or are no labels ({reason}). Label "
-            "again, or copy them again."
-        ) from ex
 
     check_record(Path(path), record)
 
@@ -94,6 +79,21 @@ def open_binary_labels(path: Path) -> BinaryLabels:
         )
 
     return BinaryLabels(record, offsets, values)
+
+
+def read_binary_record(path: Path) -> dict[str, Any]:
+    """Return the record in ``path``, also where the labels behind it are damaged.
+
+    :raises LabelError: There is none.
+    """
+    with _explaining(path):
+        header, _, _ = _read_header(path)
+
+        record = json.loads(header["__metadata__"][FORMAT])
+
+    check_record(Path(path), record)
+
+    return dict(record)
 
 
 def verify_binary_labels(path: Path) -> None:
@@ -114,6 +114,32 @@ def verify_binary_labels(path: Path) -> None:
             f"The labels '{path}' are not those that their record tells of: the digest of the data is "
             f"{digest.hexdigest()[:16]}, but was {labels.record['digest']}. Label again, or copy them again."
         )
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as ex:
+        reason = ex.strerror if isinstance(ex, OSError) else ex
+
+        raise LabelError(
+            f"The labels '{path}' cannot be opened; they may have been cut off, or are no labels ({reason}). Label "
+            "again, or copy them again."
+        ) from ex
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header of a safetensors file, where the data behind it starts, and the size of the file."""
+    with Path(path).open("rb") as fp:
+        start = 8 + int.from_bytes(fp.read(8), "little")
+
+        size = os.fstat(fp.fileno()).st_size
+
+        if start > size:
+            raise ValueError(f"its header should have {start:,} bytes")
+
+        return json.loads(fp.read(start - 8)), start, size
 
 
 def _map(path: Path, size: int, start: int, entry: Mapping[str, Any], dtype: np.dtype[Any]) -> NDArray[Any]:

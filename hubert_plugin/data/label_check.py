@@ -179,7 +179,8 @@ def _parse_slowly(chunk: bytes, size: int, table: NDArray[np.int32] | None) -> P
 
                 number = -1
             else:
-                number = int(token)
+                # Python refuses to read numbers of thousands of digits.
+                number = int(token[:20])
 
                 if table is None:
                     unit = number
@@ -246,8 +247,13 @@ def check_labels(path: Path, parsed: ParsedLabels, manifest: Manifest, rate: int
     if len(counts) != num_utterances:
         general = [
             f"{path.name} has {len(counts):,} lines, but {manifest.path.name} has {num_utterances:,} utterances (one "
-            "line of labels each; were all shards merged, and is it the same manifest?)"
+            f"line of labels each{_hint(counts, num_utterances)})"
         ]
+
+        surplus = len(counts) > num_utterances
+
+        for idx in np.flatnonzero(counts == 0).tolist() if surplus else ():
+            problems.setdefault(idx + 1, "the last line is empty" if idx + 1 == len(counts) else "the line is empty")
 
         raise LabelError(format_problems(head, [*general, *_at_lines(path, problems)]))
 
@@ -293,6 +299,16 @@ def length_problem(count: int, expected: int, rate: int, manifest: Manifest, idx
         return f"the line is empty, but {audio}"
 
     return f"too {'short' if count < expected else 'long'}: {count} labels, but {audio}"
+
+
+def _hint(counts: NDArray[np.int64], num_utterances: int) -> str:
+    """Return what may be the matter with a file that has another number of lines."""
+    num_empty = int((counts == 0).sum())
+
+    if num_empty and len(counts) - num_empty == num_utterances:
+        return "; it would fit without the empty ones: remove them"
+
+    return "; were all shards merged, and is it the same manifest?"
 
 
 def _rate_problem(path: Path, counts: NDArray[np.int64], manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from hubert_plugin.data.kaldi import (
     write_int_vector,
 )
 from hubert_plugin.data.label_check import expected_counts, fits, infer_rate, length_problem
+from hubert_plugin.data.label_guard import BOOKKEEPING, present_labels, replacing_problems
+from hubert_plugin.data.label_meta import check_label_set_name
 from hubert_plugin.data.label_writer import LabelForm, write_labels
 from hubert_plugin.data.labels import NO_LABEL_SETS, LabelSet, open_labels
 from hubert_plugin.data.shards import remove_leftovers
@@ -29,18 +31,6 @@ from hubert_plugin.registry import LabelSetSpec
 
 if TYPE_CHECKING:
     from hubert_plugin.data.manifest import Manifest
-
-_BOOKKEEPING: Final = {
-    "format",
-    "format_version",
-    "label_set",
-    "manifest_fingerprint",
-    "num_utterances",
-    "num_labels",
-    "num_bytes",
-    "digest",
-}
-"""What a record says of its own file; the rest says where the labels come from, and goes with them."""
 
 
 def convert_labels(
@@ -64,19 +54,68 @@ def convert_labels(
     :raises LabelError: The labels are missing, damaged, or do not fit the manifest.
     :raises StorageError: They cannot be written; what was there stays.
     """
-    if Path(source).is_dir():
-        labels = open_labels(source, manifest.split, name, manifest, size=size, rate=rate)
-    else:
-        labels = read_kaldi_labels(source, name, manifest, size=size, rate=rate, allow_pipes=allow_pipes)
-
-    provenance = {k: v for k, v in (labels.provenance or {}).items() if k not in _BOOKKEEPING}
+    labels = _read_source(source, name, manifest, size, rate, allow_pipes)
 
     # Mapped labels are read while they are written, which is no matter: the file is replaced at the end.
     units = (labels[i] for i in range(len(labels)))
 
-    write_labels(label_dir, manifest.split, labels.spec, units, manifest, provenance, form=form, exact=False)
+    write_labels(label_dir, manifest.split, labels.spec, units, manifest, _origin(labels), form=form, exact=False)
 
     return labels.spec
+
+
+def conversion_problems(
+    source: Path,
+    label_dir: Path,
+    name: str,
+    manifest: Manifest,
+    *,
+    size: int | None = None,
+    rate: int | None = None,
+    allow_pipes: bool = False,
+) -> list[str]:
+    """Return why :func:`convert_labels` must not replace the labels that ``label_dir`` has; nothing if it may.
+
+    Nothing is lost where ``source`` is ``label_dir``, or where the labels are the same ones and their records agree.
+
+    :raises LabelError: There are labels to replace, but none in ``source`` that could be written.
+    """
+    check_label_set_name(name)
+
+    present = present_labels(label_dir, manifest.split, name)
+
+    if not present or (Path(source).is_dir() and os.path.samefile(source, label_dir)):
+        return []
+
+    new = _read_source(source, name, manifest, size, rate, allow_pipes)
+
+    try:
+        old = open_labels(label_dir, manifest.split, name, manifest, size=new.spec.size, rate=new.spec.rate)
+    except LabelError:
+        old = None  # damaged, or of another manifest: their record decides
+
+    is_same = old is not None and all(np.array_equal(old[i], new[i]) for i in range(len(new)))
+
+    # A killed run may have left its labels before their record.
+    problems = replacing_problems(label_dir, manifest, new.spec, _origin(new), is_half=lambda: is_same)
+
+    if not problems and old is not None and not is_same:
+        problems = [f"{path.name}: they are other labels than those in '{source}'" for path, _ in present]
+
+    return problems
+
+
+def _read_source(
+    source: Path, name: str, manifest: Manifest, size: int | None, rate: int | None, allow_pipes: bool
+) -> LabelSet:
+    if Path(source).is_dir():
+        return open_labels(source, manifest.split, name, manifest, size=size, rate=rate)
+
+    return read_kaldi_labels(source, name, manifest, size=size, rate=rate, allow_pipes=allow_pipes)
+
+
+def _origin(labels: LabelSet) -> dict[str, object]:
+    return {k: v for k, v in (labels.provenance or {}).items() if k not in BOOKKEEPING}
 
 
 def read_kaldi_labels(
@@ -93,6 +132,8 @@ def read_kaldi_labels(
     The parameters, and what is raised, are those of :func:`convert_labels`; utterances that only the table has are
     passed over.
     """
+    check_label_set_name(name)
+
     path = Path(path)
 
     try:

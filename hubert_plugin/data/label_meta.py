@@ -21,6 +21,24 @@ FORMAT: Final = "hubert_plugin.labels"
 FORMAT_VERSION: Final = 1
 
 
+def check_label_set_name(name: str) -> None:
+    """Check that ``name`` can be the name of a label set, which is how its files end.
+
+    :raises LabelError: It is a path.
+    """
+    if "/" in name:
+        folder, _, last = name.rpartition("/")
+
+        raise LabelError(
+            f"A label set is named by how its files end ('km' is 'train.km'), but '{name}' is a path. Name the folder "
+            f"'{folder or '/'}' as `label_dir`, and the label set '{last.rpartition('.')[2]}'."
+        )
+
+
+MAX_UNITS: Final = 10_000_000
+"""The largest number of units: what a damaged file or a slip of the pen claims beyond would only fill the memory."""
+
+
 def dict_text(size: int) -> str:
     """Return a fairseq dictionary of the units 0 … size - 1."""
     return "".join(f"{unit} 1\n" for unit in range(size))
@@ -32,11 +50,12 @@ def read_dict(path: Path) -> list[str]:
     :raises LabelError: The file is missing, empty or malformed. (fairseq trains on ``<unk>`` alone then.)
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise LabelError(
-            f"There is no dictionary '{path}'. It has a line '<unit> 1' for each unit: write it, or give the number of "
-            "units (`size`)."
+            f"There is no dictionary '{path}'. Write it: a line '<unit> 1' for each unit, in their order. Or let "
+            "`fairseq2 recipe hubert label OUT --config manifest_dir=… labels_from=… label_size=K` check the labels "
+            "and write them with a dictionary of K units."
         ) from None
     except (OSError, UnicodeDecodeError) as ex:
         raise LabelError(f"The dictionary '{path}' cannot be read: {ex}") from ex
@@ -70,7 +89,9 @@ def read_dict(path: Path) -> list[str]:
 def symbol_table(path: Path, symbols: Sequence[str]) -> NDArray[np.int32] | None:
     """Return which dictionary row a number in the label file stands for; ``None`` if each is its own row."""
     problems = [
-        f"{path}:{nr}: '{s}' is not a unit number" for nr, s in enumerate(symbols, start=1) if not s.isdecimal()
+        f"{path}:{nr}: '{s[:40]}' is not a unit number from 0 to {MAX_UNITS - 1}"
+        for nr, s in enumerate(symbols, start=1)
+        if not (s.isascii() and s.isdecimal() and len(s) < 20 and int(s) < MAX_UNITS)
     ]
 
     if problems:
@@ -127,6 +148,11 @@ def check_record(path: Path, content: object) -> None:
             f"'{path}' has the format version {content.get('format_version')}; this release reads {FORMAT_VERSION}. "
             "Update fairseq2-hubert."
         )
+
+    label_set = content["label_set"]
+
+    if not isinstance(label_set, dict) or any(not isinstance(label_set.get(key), int) for key in ("size", "rate")):
+        raise LabelError(f"'{path}' must say the size and the rate of its label set, but says {label_set!r}.")
 
 
 def sidecar_problems(

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_plugin.data.label_binary import open_binary_labels
+from hubert_plugin.data.label_guard import replacing_problems
 from hubert_plugin.data.label_meta import read_sidecar
 from hubert_plugin.data.label_writer import LabelForm, LabelWriter, label_files, remove_other_form
 from hubert_plugin.data.provenance import comparable
@@ -144,6 +145,25 @@ class LabelPieces:
             and record["label_set"] == asdict(spec)
             and all(comparable({key: record.get(key)}) == comparable({key: v}) for key, v in self._provenance.items())
         )
+
+    def replacing_problems(self, pieces: Sequence[range]) -> list[str]:
+        """Return why the label store must not take the place of labels that are there; nothing if it may.
+
+        :param pieces: The whole split.
+        """
+        if self.is_joined():
+            return []
+
+        def is_half() -> bool:
+            # A kill while the pieces were joined left labels without a record, and all pieces; otherwise another
+            # process has joined them since they were looked at.
+            return all(self.has(p) for p in pieces) or self.is_joined()
+
+        return [
+            problem
+            for spec in self._specs
+            for problem in replacing_problems(self._label_dir, self._manifest, spec, self._provenance, is_half=is_half)
+        ]
 
     def has(self, piece: range) -> bool:
         """Tell whether ``piece`` is there, made in the same way."""

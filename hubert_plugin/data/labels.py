@@ -18,6 +18,7 @@ Binary labels are mapped: they take what is used.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
@@ -27,9 +28,9 @@ from numpy.typing import NDArray
 
 from hubert_plugin.data.label_binary import SUFFIX, BinaryLabels, binary_path, open_binary_labels
 from hubert_plugin.data.label_check import check_labels, expected_counts, parse_labels, usable_counts
+from hubert_plugin.data.label_meta import check_label_set_name, sidecar_problems, symbol_table
 from hubert_plugin.data.label_meta import read_dict as read_dict
 from hubert_plugin.data.label_meta import read_sidecar as read_sidecar
-from hubert_plugin.data.label_meta import sidecar_problems, symbol_table
 from hubert_plugin.data.label_writer import LabelForm as LabelForm
 from hubert_plugin.data.label_writer import LabelWriter as LabelWriter
 from hubert_plugin.data.label_writer import write_labels as write_labels
@@ -139,6 +140,8 @@ def open_labels(
     :raises LabelError: The labels are missing, or do not fit the manifest, the audio, the dictionary or the unit model;
         with all problems of the file.
     """
+    check_label_set_name(name)
+
     path = Path(label_dir) / f"{split}.{name}"
 
     binary = binary_path(label_dir, split, name)
@@ -182,7 +185,8 @@ def open_labels(
 
         size, table = len(symbols), symbol_table(dict_path, symbols)
 
-    parsed = parse_labels(data, size, table)
+    # Editors of other systems put a mark at the start, which is not a part of the text.
+    parsed = parse_labels(data.removeprefix(BOM_UTF8), size, table)
 
     del data
 

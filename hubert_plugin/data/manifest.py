@@ -141,6 +141,14 @@ def write_manifest(path: Path, root: Path | str, rows: Iterable[tuple[str, int]]
             fp.write(f"{ref}\t{num_samples}\n")
 
 
+def field_problem(field: str) -> str | None:
+    """Return why a manifest cannot hold a path or root folder; ``None`` if it can."""
+    if not field or "\t" in field or "\n" in field or field.endswith("\r"):
+        return f"{field!r} is empty or holds a tab or a line break, which a manifest cannot express. Rename it."
+
+    return None
+
+
 def list_splits(manifest_dir: Path) -> list[str]:
     """Return the names of the splits in ``manifest_dir``, sorted; none if the folder does not exist."""
     try:
@@ -303,11 +311,8 @@ def _list_files(folder: str) -> set[str]:
 
 
 def _check_field(path: Path, field: str) -> None:
-    if not field or "\t" in field or "\n" in field or field.endswith("\r"):
-        raise ManifestError(
-            f"'{path}' cannot be written: {field!r} is empty or holds a tab or a line break, which a manifest cannot "
-            "express. Rename it."
-        )
+    if problem := field_problem(field):
+        raise ManifestError(f"'{path}' cannot be written: {problem}")
 
 
 def _shorten(text: str) -> str:

@@ -13,8 +13,9 @@ from typing import Final, Literal, TypeAlias
 
 from hubert_plugin.audio.archives import iter_archive_members
 from hubert_plugin.audio.policy import AudioPolicy
-from hubert_plugin.audio.source import ARCHIVE_EXTENSIONS, resolve_ref
+from hubert_plugin.audio.source import ARCHIVE_EXTENSIONS, resolve_ref, split_ref
 from hubert_plugin.audio.waveform import AudioInfo, check_length, check_sample_rate, probe_audio
+from hubert_plugin.data.manifest import field_problem
 from hubert_plugin.errors import AudioError, ManifestError, format_problems
 from hubert_plugin.frames import RECEPTIVE_FIELD, SAMPLE_RATE
 
@@ -45,6 +46,10 @@ class ScanOptions:
 
     short_is_error: bool = False
     """Whether files that cannot hold a frame are files that cannot be used, rather than left out and counted."""
+
+    any_name: bool = False
+    """Whether names may hold what a manifest cannot express (tabs and line breaks); otherwise such files are files that
+    cannot be used."""
 
     remedy: str = "Mend or remove them, or set `on_error: skip` to leave them out:"
     """What the error tells to do about them."""
@@ -117,7 +122,7 @@ def scan_audio(
     :raises ManifestError: ``source`` does not exist, holds no audio, or nothing of it is left.
     :raises AudioError: Files cannot be used and ``options.on_error`` is ``raise``; names all of them.
     """
-    root, candidates, problems = find_audio(source, options.extensions)
+    root, candidates, problems = find_audio(source, options.extensions, any_name=options.any_name)
 
     return measure_audio(
         source,
@@ -199,13 +204,17 @@ def measure_audio(
     )
 
 
-def find_audio(source: Path, extensions: Sequence[str]) -> tuple[Path, list[Candidate], list[tuple[str, str]]]:
+def find_audio(
+    source: Path, extensions: Sequence[str], *, any_name: bool = False
+) -> tuple[Path, list[Candidate], list[tuple[str, str]]]:
     """List the audio under ``source`` by its names.
 
     Hidden files (among them macOS' ``._*``) are passed over; links are followed.
 
-    :returns: The root, the candidates sorted by name, and each archive that cannot be used with the reason.
-    :raises ManifestError: ``source`` does not exist, or holds nothing that looks like audio.
+    :param any_name: Whether names may hold what a manifest cannot express.
+    :returns: The root, the candidates sorted by name, and each file or archive that cannot be used with the reason.
+    :raises ManifestError: ``source`` does not exist, holds nothing that looks like audio, or has a name that a manifest
+        cannot express.
     """
     source = Path(os.path.abspath(source))
 
@@ -221,10 +230,16 @@ def find_audio(source: Path, extensions: Sequence[str]) -> tuple[Path, list[Cand
 
         raise ManifestError(f"'{source}' cannot be scanned: expected a folder or a zip or tar archive, found {found}.")
 
+    if not any_name and (problem := field_problem(str(root))):
+        raise ManifestError(f"The folder {problem}")
+
     for name in names:
         extension = os.path.splitext(name)[1].lower()
 
-        if extension in extensions:
+        # Members of an archive stand in a manifest without their names: that of the archive is what counts.
+        if not any_name and extension in (*extensions, *ARCHIVE_EXTENSIONS) and field_problem(name):
+            problems.append((name, f"The name of {field_problem(str(root / name))}"))
+        elif extension in extensions:
             candidates.append(Candidate(name, name))
         elif extension in ARCHIVE_EXTENSIONS:
             try:
@@ -242,6 +257,23 @@ def find_audio(source: Path, extensions: Sequence[str]) -> tuple[Path, list[Cand
     problems.sort()
 
     return root, candidates, problems
+
+
+def count_common(first: ScanResult, second: ScanResult) -> int:
+    """Return how many utterances of ``second`` are in ``first``, too, whatever the way that leads there."""
+    # What is the same is as long; so links are followed for few of a large corpus.
+    lengths = {u.num_samples for u in second.utterances}
+
+    def places(scan: ScanResult) -> set[str]:
+        return {_real_place(scan.root, u.ref) for u in scan.utterances if u.num_samples in lengths}
+
+    return len(places(first) & places(second)) if lengths else 0
+
+
+def _real_place(root: Path, ref: str) -> str:
+    path = split_ref(ref)[0]
+
+    return os.path.realpath(root / path) + ref[len(path) :]
 
 
 def _iter_files(root: Path) -> Iterator[str]:

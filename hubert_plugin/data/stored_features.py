@@ -6,17 +6,18 @@ are in :mod:`hubert_plugin.data.feature_files`.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from hubert_plugin.data.feature_files import FeatureFormat, are_of_one_making, feature_paths, read_feature_record
+from hubert_plugin.data.fairseq_dumps import DumpError, count_shards, parse_count, read_shard
+from hubert_plugin.data.feature_files import FeatureFormat, feature_paths, read_feature_record
+from hubert_plugin.data.feature_shards import are_of_one_making
 from hubert_plugin.data.kaldi import open_table, read_matrix
 from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines
 from hubert_plugin.data.label_check import LENGTH_TOLERANCE, expected_counts, infer_rate
@@ -27,6 +28,9 @@ from hubert_plugin.frames import SUPPORTED_LABEL_RATES, seconds
 
 if TYPE_CHECKING:
     from hubert_plugin.data.manifest import Manifest
+
+
+_PIPE_ADVICE: Final = "set `allow_pipes: true` in the `config` of the features if you trust this file"
 
 
 class StoredFeatures(ABC):
@@ -88,6 +92,9 @@ def check_feature_rate(features: StoredFeatures, manifest: Manifest, rate: int |
 
     :raises UnitModelError: Features are at another rate, or of other audio: all such utterances at once.
     """
+    if rate is not None and rate not in SUPPORTED_LABEL_RATES:
+        raise UnitModelError(f"The rate of features must be 50 or 100 frames per second, but is {rate} instead.")
+
     recorded = None if features.record is None else int(features.record["rate"])
 
     if rate is not None and recorded is not None and rate != recorded:
@@ -107,7 +114,7 @@ def check_feature_rate(features: StoredFeatures, manifest: Manifest, rate: int |
             raise UnitModelError(
                 f"The features of '{manifest.split}' have {per_second:.1f} frames per second on the average, for few "
                 f"utterances {' or '.join(map(str, SUPPORTED_LABEL_RATES))}: units are made at these rates. Were they "
-                "made from this audio?"
+                f"made from this audio?{_hint_at_exchange(features, manifest)}"
             )
 
         rate = likely
@@ -121,6 +128,8 @@ def check_feature_rate(features: StoredFeatures, manifest: Manifest, rate: int |
 
         if likely is not None and likely != rate:
             head += f" They look like {likely} frames per second."
+
+        head += _hint_at_exchange(features, manifest)
 
         raise UnitModelError(
             format_problems(
@@ -136,13 +145,26 @@ def check_feature_rate(features: StoredFeatures, manifest: Manifest, rate: int |
     return rate
 
 
+def _hint_at_exchange(features: StoredFeatures, manifest: Manifest) -> str:
+    """Return a sentence if matrices seem to have a column for each frame: then all have the same number of rows, and
+    the first has as many columns as its audio has frames."""
+    if len(set(features.counts.tolist())) != 1:
+        return ""
+
+    for rate in SUPPORTED_LABEL_RATES:
+        if abs(features.dim - int(expected_counts(manifest.sizes[:1], rate)[0])) <= LENGTH_TOLERANCE[rate]:
+            return " Rows and columns seem to be exchanged: a matrix must have a row for each frame."
+
+    return ""
+
+
 @final
 class _KaldiFeatures(StoredFeatures):
     def __init__(self, path: Path, manifest: Manifest, *, allow_pipes: bool) -> None:
         self.kind = "kaldi"
 
         try:
-            table = {e.key: e for e in open_table(path, allow_pipes=allow_pipes)}
+            table = {e.key: e for e in open_table(path, allow_pipes=allow_pipes, pipe_advice=_PIPE_ADVICE)}
         except KaldiFormatError as ex:
             raise UnitModelError(str(ex)) from ex
 
@@ -152,7 +174,7 @@ class _KaldiFeatures(StoredFeatures):
 
         self.record = read_feature_record(path.with_suffix(".json"))
 
-        self.dim = int(self.record["dim"]) if self.record is not None else _read(self._entries[0]).shape[1]
+        self.dim = int(self.record["dim"]) if self.record is not None else _measure_dim(self._entries[0])
 
         self.counts = self._read_counts(path.with_name("utt2num_frames"))
 
@@ -169,8 +191,8 @@ class _KaldiFeatures(StoredFeatures):
             raise UnitModelError(str(ex)) from ex
 
         for nr, key, value in lines:
-            if value.isdecimal():
-                counts[key] = int(value)
+            if (count := parse_count(value)) is not None:
+                counts[key] = count
             else:
                 problems.append(f"{path}:{nr}: must be 'utterance frames', but the frames are {value!r}")
 
@@ -209,6 +231,18 @@ def _read(entry: ScpEntry) -> NDArray[np.float32]:
         return read_matrix(entry)
     except KaldiFormatError as ex:
         raise UnitModelError(str(ex)) from ex
+
+
+def _measure_dim(entry: ScpEntry) -> int:
+    shape = _read(entry).shape
+
+    if shape[1] == 0:
+        raise UnitModelError(
+            f"The features of '{entry.key}' ({entry.place}) must have one number a frame or more, but have the shape "
+            f"{shape}."
+        )
+
+    return shape[1]
 
 
 def _select(path: Path, table: Mapping[str, ScpEntry], manifest: Manifest) -> list[ScpEntry]:
@@ -251,7 +285,7 @@ class _FairseqFeatures(StoredFeatures):
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.kind = "fairseq"
 
-        num_shards = _num_shards(folder, manifest.split)
+        num_shards = count_shards(folder, manifest.split)
 
         self._arrays: list[NDArray[Any]] = []
 
@@ -262,23 +296,14 @@ class _FairseqFeatures(StoredFeatures):
             paths = feature_paths("fairseq", folder, manifest.split, (shard, num_shards))
 
             try:
-                array = np.load(paths["data"], mmap_mode="r")  # refuses pickles
-
-                lengths = _read_lengths(paths["counts"])
-            except (OSError, ValueError, EOFError) as ex:
-                problems.append(f"{paths['data']}: {_explain(ex)}")
+                array, lengths = read_shard(paths)
+            except DumpError as ex:
+                problems.append(str(ex))
                 continue
 
-            if array.ndim != 2 or array.dtype.kind != "f":
-                problems.append(f"{paths['data']}: must hold (frames, features), but has the shape {array.shape}")
-            elif len(array) != lengths.sum():
-                problems.append(
-                    f"{paths['data']}: has {len(array)} frames, but '{paths['counts'].name}' tells of {lengths.sum()}"
-                )
-            else:
-                self._arrays.append(array)
+            self._arrays.append(array)
 
-                counts.append(lengths)
+            counts.append(lengths)
 
         if len(dims := {a.shape[1] for a in self._arrays}) > 1:
             problems.append(f"the shards have different dimensions: {sorted(dims)}")
@@ -311,6 +336,8 @@ class _FairseqFeatures(StoredFeatures):
 
         self.files = [paths[role] for paths in shards for role in ("data", "counts")]
 
+        self._data = [paths["data"] for paths in shards]
+
         self._starts = np.concatenate([np.cumsum(c) - c for c in counts])
 
         self._shard_of = np.repeat(np.arange(len(counts)), [len(c) for c in counts])
@@ -321,56 +348,21 @@ class _FairseqFeatures(StoredFeatures):
     def read(self, idx: int) -> NDArray[np.float32]:
         start = int(self._starts[idx])
 
-        features = self._arrays[self._shard_of[idx]][start : start + int(self.counts[idx])]
+        shard = int(self._shard_of[idx])
 
-        return _check(np.array(features, np.float32), f"'{self._ids[idx]}'", self.dim, int(self.counts[idx]))
+        features = self._arrays[shard][start : start + int(self.counts[idx])]
 
+        what, count = f"'{self._ids[idx]}'", int(self.counts[idx])
 
-def _num_shards(folder: Path, split: str) -> int:
-    """Return how many shards the dump of a split has; all of them must be there."""
-    pattern = re.compile(rf"{re.escape(split)}_(\d+)_(\d+)\.npy")
-
-    try:
-        found = {(int(m[1]), int(m[2])) for p in folder.iterdir() if (m := pattern.fullmatch(p.name))}
-    except OSError as ex:
-        raise UnitModelError(f"The features '{folder}' cannot be read: {ex.strerror or ex}.") from ex
-
-    numbers = sorted({n for _, n in found})
-
-    if not numbers:
-        raise UnitModelError(
-            f"There are no features of '{split}' in '{folder}': expected '{split}_0_1.npy' and '{split}_0_1.len', or "
-            f"all shards '{split}_<i>_<n>'."
-        )
-
-    if len(numbers) > 1:
-        raise UnitModelError(
-            f"'{folder}' holds dumps of '{split}' in {' and in '.join(map(str, numbers))} shards. Keep one of them."
-        )
-
-    if missing := [f"{split}_{i}_{numbers[0]}.npy" for i in range(numbers[0]) if (i, numbers[0]) not in found]:
-        raise UnitModelError(format_problems(f"Shards of '{split}' are missing in '{folder}':", missing))
-
-    return numbers[0]
+        return _check(np.array(features, np.float32), what, self.dim, count, rows=(self._data[shard], start))
 
 
-def _read_lengths(path: Path) -> NDArray[np.int64]:
-    lengths = np.array([int(line) for line in path.read_text().split()], np.int64)
-
-    if (lengths < 0).any():
-        raise ValueError(f"'{path.name}' holds negative lengths")
-
-    return lengths
-
-
-def _explain(ex: Exception) -> str:
-    if isinstance(ex, FileNotFoundError):
-        return f"there is no '{Path(str(ex.filename)).name}'"
-
-    return f"cannot be read, it may be cut off ({ex})"
-
-
-def _check(features: NDArray[np.float32], what: str, dim: int, count: int) -> NDArray[np.float32]:
+def _check(
+    features: NDArray[np.float32], what: str, dim: int, count: int, *, rows: tuple[Path, int] | None = None
+) -> NDArray[np.float32]:
+    """
+    :param rows: The file in which the features are rows, and the number of the first, from 0.
+    """
     if features.shape[1] != dim:
         raise UnitModelError(
             f"The features of {what} must have {dim} numbers a frame as the others have, but have {features.shape[1]}."
@@ -382,6 +374,8 @@ def _check(features: NDArray[np.float32], what: str, dim: int, count: int) -> ND
     if not np.isfinite(features).all():
         frame = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
 
-        raise UnitModelError(f"The features of {what} hold NaN or infinite values, first in frame {frame}.")
+        place = "" if rows is None else f" (row {rows[1] + frame:,} of '{rows[0]}', counted from 0)"
+
+        raise UnitModelError(f"The features of {what} hold NaN or infinite values, first in frame {frame}{place}.")
 
     return features

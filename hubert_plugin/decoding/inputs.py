@@ -138,7 +138,7 @@ def open_manifest(manifest: Manifest, policy: AudioPolicy) -> AudioInput:
 def _open_folder(folder: Path, policy: AudioPolicy, keep_unreadable: bool) -> AudioInput:
     on_error: OnError = "skip" if keep_unreadable else "raise"
 
-    options = ScanOptions(policy=policy, on_error=on_error, short_is_error=True, remedy=_REMEDY)
+    options = ScanOptions(policy=policy, on_error=on_error, short_is_error=True, any_name=True, remedy=_REMEDY)
 
     result = scan_audio(folder, options)
 

@@ -25,7 +25,7 @@ TRAININGS: Final = ("pretrain", "finetune")
 _HOW: Final = {
     "": ("common", "gang", "num_workers"),
     "cluster": ("features.config.device", "features.config.max_batch_seconds", "units.config.device"),
-    "label": ("num_shards", "shard", "features.config.device", "features.config.max_batch_seconds"),
+    "label": ("num_shards", "overwrite", "shard", "features.config.device", "features.config.max_batch_seconds"),
     "analyze": ("plots",),
     "pretrain": (
         "dataset.on_bad_audio",

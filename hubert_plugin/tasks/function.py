@@ -8,6 +8,19 @@ from typing import final
 from fairseq2.task import Task, TaskStopException
 from typing_extensions import override
 
+from hubert_plugin.errors import ConfigError
+
+
+def require_option(value: object, sentence: str) -> None:
+    """Refuse a run that lacks an option; called when its task is created.
+
+    A configuration without it is valid, so that ``--dump-config`` shows it to who is about to fill it in.
+
+    :raises ConfigError: ``value`` is empty; says ``sentence``.
+    """
+    if not value:
+        raise ConfigError(sentence)
+
 
 @final
 class FunctionTask(Task):

@@ -12,6 +12,7 @@ from typing import Any
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.file_system import FileSystem
 from fairseq2.gang import Gangs
+from fairseq2.logging import log
 from fairseq2.recipe.internal.config import _RecipeConfigHolder
 from fairseq2.recipe.internal.output_dir import _OutputDirectoryCreator
 from fairseq2.recipe.internal.sweep_tag import _SweepTagGenerator
@@ -28,9 +29,9 @@ from hubert_plugin.tasks.world_size import fit_checkpoint_to_ranks
 def register_output_guard(container: DependencyContainer, *, identity: Sequence[str] = ()) -> None:
     """Refuse an output folder that holds another run, before anything is written into it.
 
-    :param identity: The configuration sections that make a training run what it is: they may not change while it has
-        checkpoints; everything else (steps, learning rate, …) may. Empty for recipes that do not train: they may write
-        beside each other's results, but not into a training run.
+    :param identity: The configuration sections, or keys in them, that make a training run what it is: they may not
+        change while it has checkpoints; everything else (steps, learning rate, …) may. Empty for recipes that do not
+        train: they may write beside each other's results, but not into a training run.
     """
 
     def create(resolver: DependencyResolver) -> _OutputDirectoryCreator:
@@ -90,24 +91,36 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
 
         try:
             previous: Any = self._resolver.resolve(YamlLoader).load(file)[0]
-        except (YamlError, IndexError, OSError):
-            previous = None
+        except (YamlError, IndexError, OSError, UnicodeDecodeError):
+            # A process that was killed while it wrote the file, which is written anew at every start. What the
+            # checkpoints are of, the model's own description beside them says, too.
+            log.warning("'{}' is damaged; it is taken for that of this run, and written anew.", file)
+
+            return
 
         config = self._resolver.resolve(_RecipeConfigHolder).config
 
         current: Any = self._resolver.resolve(ValueConverter).unstructure(config)
 
-        if not isinstance(previous, Mapping) or not set(self._identity) <= previous.keys():
+        if previous is None and not file.stat().st_size:
+            log.warning("'{}' is empty; it is taken for that of this run, and written anew.", file)
+
+            return
+
+        missing = [name for name in self._identity if _get(previous, name) is _NOTHING]
+
+        if missing:
             raise OutputDirError(
-                f"The output folder '{path}' holds a run of another recipe (its config.yaml has no section "
-                f"'{self._identity[0]}'). Choose another folder."
+                f"The output folder '{path}' holds a run of another recipe, or a damaged one: its config.yaml has no "
+                f"'{missing[0]}'. Choose another folder (or, if it is this run, delete that file's contents: an empty "
+                "one is written anew)."
             )
 
         if not _step_dirs(checkpoint_dir):
             return
 
         changes = [
-            change for section in self._identity for change in _changes(previous[section], current[section], section)
+            change for name in self._identity for change in _changes(_get(previous, name), _get(current, name), name)
         ]
 
         if changes:
@@ -118,6 +131,20 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
                     changes,
                 )
             )
+
+
+_NOTHING = object()
+
+
+def _get(config: object, name: str) -> object:
+    """Return the value of a dotted key, or ``_NOTHING``."""
+    for key in name.split("."):
+        if not isinstance(config, Mapping) or key not in config:
+            return _NOTHING
+
+        config = config[key]
+
+    return config
 
 
 _MAY_CHANGE = frozenset(
@@ -209,16 +236,47 @@ def check_last_checkpoint(checkpoint_dir: Path, gangs: Gangs, task_config: objec
             )
 
         for file in files:
-            # PyTorch's files are zip archives, whose directory stands at the end: a file that was cut off has none.
-            if not zipfile.is_zipfile(file):
+            # By one process: all of the file is read.
+            if reason := _why_damaged(file, thorough=gangs.root.rank == 0):
                 raise CheckpointError(
-                    f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) is cut off. "
+                    f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) {reason}. "
                     f"{advice}"
                 )
+
+    for file in sorted((checkpoint_dir / "scores").glob("step_*.txt")):
+        _check_score(file)
 
     keeps_batch = isinstance(task_config, BatchingTaskConfig) and task_config.global_batch_seconds is not None
 
     fit_checkpoint_to_ranks(steps[last], gangs, keeps_batch=keeps_batch)
+
+
+def _why_damaged(file: Path, *, thorough: bool) -> str:
+    """Return what is wrong with a file of PyTorch's; nothing if it is whole."""
+    # They are zip archives, whose directory stands at the end: a file that was cut off has none.
+    if not zipfile.is_zipfile(file):
+        return "is cut off"
+
+    if not thorough:
+        return ""
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as ex:
+        return f"cannot be read ({ex})"
+
+    return f"has other contents than were written (checksum of '{damaged}')" if damaged else ""
+
+
+def _check_score(file: Path) -> None:
+    try:
+        float(text := file.read_text(encoding="utf-8", errors="replace"))
+    except ValueError:
+        raise CheckpointError(
+            f"'{file}' must hold the score of a checkpoint, a number, but holds '{text[:40].strip()}'. Delete the "
+            "file: that checkpoint then counts as one without a score."
+        ) from None
 
 
 def remove_unfinished_checkpoints(checkpoint_dir: Path) -> None:

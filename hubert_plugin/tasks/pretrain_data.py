@@ -20,8 +20,8 @@ from hubert_plugin.data.label_check import expected_counts
 from hubert_plugin.data.labels import LabelSet, open_labels
 from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.data.provenance import comparable
-from hubert_plugin.errors import LabelError
-from hubert_plugin.registry import FeatureSource
+from hubert_plugin.errors import ConfigError, LabelError
+from hubert_plugin.registry import FeatureSource, unknown_name_error
 from hubert_plugin.tasks.demo_corpus import make_demo_corpus
 
 
@@ -57,6 +57,13 @@ def open_pretrain_data(
         names.append(section.valid_split)
 
     manifest_dir, label_dir, label_names = _prepare(names, section, dataset, gangs, create_feature_source, reporter)
+
+    if len(set(label_names)) < len(label_names):
+        raise ConfigError(f"`dataset.labels` must name each label set once, but is {label_names} instead.")
+
+    for label_name in section.label_rates:
+        if label_name not in label_names:
+            raise unknown_name_error("label set of `dataset.label_rates`", label_name, label_names)
 
     splits = {}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol, final
 
-from fairseq2.error import OperationalError
+from fairseq2.checkpoint.manager import CheckpointError as RestoreError
+from fairseq2.checkpoint.manager import CheckpointStateNotValidError
+from fairseq2.error import InternalError, OperationalError
 from fairseq2.gang import Gangs
 from fairseq2.recipe.config import TrainerSection
 from fairseq2.recipe.error import MinimumLossScaleReachedError
@@ -16,7 +18,8 @@ from typing_extensions import override
 from hubert_plugin import frames
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
 from hubert_plugin.data.batch import SpeechBatch
-from hubert_plugin.errors import HubertError, StorageError, TrainingError
+from hubert_plugin.errors import CheckpointError, HubertError, StorageError, TrainingError
+from hubert_plugin.files import is_torch_write_error
 from hubert_plugin.tasks.batching import BatchingTaskConfig
 
 
@@ -65,7 +68,23 @@ class TrainingTask(Task):
                 "scale. Go on from the last checkpoint with a lower `optimizer.config.lr`, or in bfloat16 "
                 "(`trainer.mixed_precision.dtype=bfloat16`)."
             ) from ex
-        except (OSError, OperationalError, RuntimeError) as ex:
+        except RestoreError as ex:
+            raise CheckpointError(describe_restore_error(ex)) from ex
+        except InternalError as ex:
+            if "None of the evaluation units" not in str(ex):
+                raise
+
+            raise TrainingError(
+                "There was nothing to validate on: none of the audio of the validation split could be read "
+                "(`dataset.on_bad_audio=skip` left it out). Mend the files, or choose another `dataset.valid_split`."
+            ) from ex
+        except (
+            OSError,
+            OperationalError,
+            RuntimeError,
+            # What fairseq2 makes of a write that PyTorch gave up.
+            CheckpointStateNotValidError,
+        ) as ex:
             if self._describe_memory_error is not None and is_memory_error(ex):
                 raise TrainingError(self._describe_memory_error()) from ex
 
@@ -151,6 +170,16 @@ def is_memory_error(ex: BaseException) -> bool:
     return isinstance(ex, RuntimeError) and ("can't allocate memory" in str(ex) or "bad_alloc" in str(ex))
 
 
+def describe_restore_error(ex: BaseException) -> str:
+    """Say that a checkpoint, though whole, is not of the run that is to go on from it."""
+    reason = str(ex.__cause__ or ex).strip().splitlines()[0].rstrip(".")
+
+    return (
+        f"The run cannot go on from its last checkpoint: {str(ex).rstrip('.')} ({reason}). Was the run begun with "
+        "other options, of the optimizer for example? Run the command that began it, or choose another folder."
+    )
+
+
 def find_storage_error(ex: BaseException) -> HubertError | None:
     """Return the sentence for an error that comes from a file system that refused to write; ``None`` for others."""
     cause: BaseException | None = ex
@@ -159,18 +188,20 @@ def find_storage_error(ex: BaseException) -> HubertError | None:
         if isinstance(cause, HubertError):
             return cause
 
-        # PyTorch's writer knows no OSError; this is all it says when the disk is full.
-        is_torch_writer = isinstance(cause, RuntimeError) and "PytorchStreamWriter failed" in str(cause)
+        # The system's reason is behind what PyTorch's writer says.
+        if isinstance(cause, RuntimeError) and isinstance(cause.__context__, OSError):
+            cause = cause.__context__
+
+        is_torch_writer = isinstance(cause, RuntimeError) and is_torch_write_error(cause)
 
         if isinstance(cause, OSError) or is_torch_writer:
-            reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+            reason = getattr(cause, "strerror", None) or "the file system took only a part of it (is it full?)"
 
             where = f" '{cause.filename}'" if isinstance(cause, OSError) and cause.filename else ""
 
             return StorageError(
-                f"A file{where} of the run could not be written: {reason}. The last complete checkpoint is "
-                f"untouched; free "
-                "space, then run the same command again to go on from it."
+                f"A file{where} of the run could not be written: {reason}. The last complete checkpoint is untouched; "
+                "free space, then run the same command again to go on from it."
             )
 
         cause = cause.__cause__ or cause.__context__

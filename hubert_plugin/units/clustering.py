@@ -58,6 +58,12 @@ class Clustering:
     num_frames: int
     """The number of frames that were clustered, on all ranks."""
 
+    sample: Features
+    """This rank's part of the frames that reports are measured on. *Shape:* (M, D)."""
+
+    ranks: Ranks
+    """The ranks that hold the sample."""
+
     def codebooks(self, rate: int) -> dict[LabelSetSpec, Features]:
         """Return the centroids by label set, of ``rate`` units per second."""
         return {
@@ -137,7 +143,11 @@ def fit_codebooks(
         reports = []
 
         for spec, c, estimator in zip(specs, centroids, estimators, strict=True):
-            sizes, inertia = measure(_columns(sample.frames, spec), c, ranks, workers)
+            frames = _columns(sample.frames, spec)
+
+            units = NearestCentroid(c)(torch.from_numpy(frames), workers).numpy()
+
+            sizes, inertia = measure(frames, units, c, ranks)
 
             reports.append(
                 FitReport(
@@ -166,7 +176,7 @@ def fit_codebooks(
                 report.label_set,
             )
 
-    return Clustering(tuple(specs), centroids, tuple(reports), num_frames)
+    return Clustering(tuple(specs), centroids, tuple(reports), num_frames, sample.frames, ranks)
 
 
 def _sample(
@@ -188,20 +198,22 @@ def _sample(
     return sample
 
 
-def measure(frames: Features, centroids: Features, ranks: Ranks, workers: Workers) -> tuple[NDArray[np.int64], float]:
-    """Return how many frames each centroid is nearest to, and their mean squared distance, over all ranks."""
-    nearest = NearestCentroid(centroids)
+def measure(
+    frames: Features, units: NDArray[np.int64], centroids: Features, ranks: Ranks
+) -> tuple[NDArray[np.int64], float]:
+    """Return how many frames each unit has, and their mean squared distance to its centroid, over all ranks.
 
+    :param frames: This rank's. *Shape:* (M, D).
+    :param units: Their units. *Shape:* (M,).
+    """
     totals = np.zeros(len(centroids) + 2, np.float64)  # sizes, inertia, frames
 
+    totals[:-2] = np.bincount(units, minlength=len(centroids))
+
     for start in range(0, len(frames), 1 << 16):
-        chunk = frames[start : start + (1 << 16)]
+        chunk = slice(start, start + (1 << 16))
 
-        units = nearest(torch.from_numpy(chunk), workers).numpy()
-
-        totals[:-2] += np.bincount(units, minlength=len(centroids))
-
-        totals[-2] += float(np.square(chunk - centroids[units], dtype=np.float64).sum())
+        totals[-2] += float(np.square(frames[chunk] - centroids[units[chunk]], dtype=np.float64).sum())
 
     totals[-1] = len(frames)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fairseq2.logging import log
 from fairseq2.task import TaskStopException
 from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER, ProgressReporter
 
-from hubert_plugin.data.feature_files import (
-    FeatureFormat,
+from hubert_plugin.data.feature_files import FeatureFormat, open_feature_writer
+from hubert_plugin.data.feature_shards import (
+    check_other_cuts,
+    find_other_cuts,
     is_feature_shard_done,
     merge_feature_shards,
-    open_feature_writer,
+    remove_files,
     withdraw_merged,
 )
 from hubert_plugin.data.shards import Shard, shard_range
@@ -37,13 +40,14 @@ def dump_features(
     """Write the features of the manifest of ``stream``, or of some shards of it, to files in ``folder``.
 
     A shard that was finished before, with the same features of the same manifest, is left as it is. Whoever finishes
-    the last shard joins them.
+    the last shard joins them, and removes what an earlier run wrote in another number of shards.
 
     :param num_shards: In how many shards the manifest is cut (fairseq's contiguous ranges).
     :param shards: The shards to write; ``None``: all.
     :returns: The shards that were written now.
     :raises AudioError: An audio file cannot be used.
     :raises ConfigError: There are fewer utterances than shards.
+    :raises OutputDirError: The folder holds shards of another number that are not ours to remove.
     :raises StorageError: A file cannot be written; finished shards stay.
     """
     manifest = stream.manifest
@@ -54,14 +58,18 @@ def dump_features(
             f"({len(manifest.ids)}), but is {num_shards} instead."
         )
 
+    check_other_cuts(kind, folder, manifest.split, num_shards)
+
     ids = read_utterance_ids(manifest) if kind == "kaldi" else manifest.ids
 
     provenance = {"features": stream.describe(), "data": stream.describe_data(), "num_shards": num_shards}
 
+    all_shards: list[Shard | None] = [(i, num_shards) for i in range(num_shards)] if num_shards > 1 else [None]
+
     written = []
 
     for index in range(num_shards) if shards is None else shards:
-        shard: Shard | None = (index, num_shards) if num_shards > 1 else None
+        shard = all_shards[index]
 
         if is_feature_shard_done(kind, folder, manifest.split, shard, provenance):
             continue
@@ -89,7 +97,21 @@ def dump_features(
 
         written.append(index)
 
+    # Joining replaces the record that says whose kaldi's archive in one piece is.
+    others = find_other_cuts(kind, folder, manifest.split, num_shards)
+
     if num_shards > 1:
         merge_feature_shards(kind, folder, manifest.split, num_shards)
+
+    if others and all(is_feature_shard_done(kind, folder, manifest.split, shard, provenance) for shard in all_shards):
+        remove_files(others)
+
+        log.info(
+            "Features of '{}' in {} are whole in {} shard(s); removed the {} file(s) of another number of shards.",
+            manifest.split,
+            folder,
+            num_shards,
+            len(others),
+        )
 
     return written

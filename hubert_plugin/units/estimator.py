@@ -125,7 +125,10 @@ def create_estimator(
     if config.backend == "sklearn":
         return SklearnEstimator(config, num_clusters, seed)
 
-    return TorchEstimator(config, num_clusters, seed, ranks, workers, parse_device(config.device or device))
+    if config.device is not None:
+        device = parse_device(config.device)
+
+    return TorchEstimator(config, num_clusters, seed, ranks, workers, device)
 
 
 @final

@@ -12,17 +12,20 @@ from itertools import pairwise
 from typing import Final, final
 
 import numpy as np
+import torch
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from hubert_plugin.registry import Features, LabelSetSpec, Units
-from hubert_plugin.units.clustering import Clustering, CodebookSpec
+from hubert_plugin.units.clustering import Clustering, CodebookSpec, measure
 from hubert_plugin.units.codebook_fitter import CodebookFitter
 from hubert_plugin.units.estimator import ClusteringConfig
 from hubert_plugin.units.fit import FitReport, FitResult, UnitModelFitter, entropy_bits
 from hubert_plugin.units.kmeans import check_label_set
 from hubert_plugin.units.model import HierarchyUnitModel
+from hubert_plugin.units.nearest import NearestCentroid
+from hubert_plugin.units.threads import Workers
 
 HIERARCHY_FITTER: Final = "hierarchy"
 """The name under which the fitter is registered."""
@@ -89,7 +92,7 @@ class HierarchyFitter(CodebookFitter[HierarchyConfig]):
 
         model = HierarchyUnitModel(codebooks, maps, record, assignment=config.assignment)
 
-        return FitResult(model, _reports(model, fitted))
+        return FitResult(model, _reports(model, fitted, nested=config.assignment == "compose"))
 
 
 def coarsen(centroids: Features, sizes: Sequence[int], n_init: int, seed: int) -> tuple[list[Features], list[Units]]:
@@ -117,34 +120,41 @@ def coarsen(centroids: Features, sizes: Sequence[int], n_init: int, seed: int) -
     return levels, maps
 
 
-def _reports(model: HierarchyUnitModel, fitted: Clustering) -> tuple[FitReport, ...]:
-    """Report the coarse levels from what was counted on the finest one."""
+def _reports(model: HierarchyUnitModel, fitted: Clustering, *, nested: bool) -> tuple[FitReport, ...]:
+    """Measure the coarse levels on the frames that the finest was measured on, assigned as the model assigns."""
     (finest,) = fitted.reports
 
-    reports, sizes = [finest], np.array(finest.cluster_sizes, np.int64)
+    reports = [finest]
 
-    base = model.centroids[0].astype(np.float64)
+    frames = torch.from_numpy(fitted.sample)
 
-    for spec, centroids, units in zip(model.label_sets[1:], model.centroids[1:], model.composed_maps[1:], strict=True):
-        merged = np.bincount(units, sizes, minlength=spec.size).astype(np.int64)
+    with Workers() as workers:
+        fine = NearestCentroid(model.centroids[0])(frames, workers).numpy()
 
-        # ‖x - c'‖² summed over a cluster of mean c is ‖x - c‖² plus ‖c - c'‖² for each of its frames.
-        moved = float((sizes * np.square(base - centroids[units]).sum(axis=1)).sum()) / max(int(sizes.sum()), 1)
+        for spec, centroids, to_coarse in zip(
+            model.label_sets[1:], model.centroids[1:], model.composed_maps[1:], strict=True
+        ):
+            if nested:
+                units = to_coarse[fine].astype(np.int64)
+            else:
+                units = NearestCentroid(centroids)(frames, workers).numpy()
 
-        reports.append(
-            replace(
-                finest,
-                label_set=spec.name,
-                num_units=spec.size,
-                inertia_per_frame=finest.inertia_per_frame + moved,
-                min_cluster_size=int(merged.min()),
-                median_cluster_size=float(np.median(merged)),
-                max_cluster_size=int(merged.max()),
-                num_dead_units=int((merged == 0).sum()),
-                unit_entropy_bits=entropy_bits(merged),
-                cluster_sizes=tuple(merged.tolist()),
+            sizes, inertia = measure(fitted.sample, units, centroids, fitted.ranks)
+
+            reports.append(
+                replace(
+                    finest,
+                    label_set=spec.name,
+                    num_units=spec.size,
+                    inertia_per_frame=inertia,
+                    min_cluster_size=int(sizes.min()),
+                    median_cluster_size=float(np.median(sizes)),
+                    max_cluster_size=int(sizes.max()),
+                    num_dead_units=int((sizes == 0).sum()),
+                    unit_entropy_bits=entropy_bits(sizes),
+                    cluster_sizes=tuple(sizes.tolist()),
+                )
             )
-        )
 
     return tuple(reports)
 

@@ -111,7 +111,7 @@ class HubertLayerSource(FeatureSource):
 
         self._config = config
 
-        self._device = parse_device(config.device or device or "cpu")
+        self._device = parse_device(config.device) if config.device else device or torch.device("cpu")
 
     @property
     def chunk_seconds(self) -> float:

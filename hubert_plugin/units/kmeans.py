@@ -10,6 +10,7 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
+from hubert_plugin.data.labels import NO_LABEL_SETS
 from hubert_plugin.units.clustering import Clustering, CodebookSpec
 from hubert_plugin.units.codebook_fitter import CodebookFitter
 from hubert_plugin.units.estimator import SAMPLE_FRAMES as SAMPLE_FRAMES
@@ -71,6 +72,11 @@ def check_label_set(result: ValidationResult, name: str) -> None:
     """Add an error to ``result`` if ``name`` cannot name a label set, and thereby a file."""
     if not name or not name.replace("_", "").replace("-", "").isalnum():
         result.add_error(f"`label_set` must consist of letters, digits, '-' and '_', but is '{name}'.")
+    elif name in NO_LABEL_SETS:
+        result.add_error(
+            f"`label_set` must not be '{name}': labels are files of that ending, and such files hold something else "
+            "(manifests, transcripts, features, …)."
+        )
 
 
 def check_sizes(result: ValidationResult, name: str, sizes: list[int]) -> None:

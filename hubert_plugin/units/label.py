@@ -149,6 +149,10 @@ class LabelJob:
 
         return len(self.mine) - len(missing)
 
+    def replacing_problems(self) -> list[str]:
+        """Return why the labels must not take the place of those that are there; nothing if they may."""
+        return self.store.replacing_problems(self.pieces)
+
     def join(self) -> bool:
         """Join the pieces if all are there.
 

@@ -34,14 +34,18 @@ from hubert_plugin.units.kinds import ProductUnitModel as ProductUnitModel
 _sys_modules_lock: Final = threading.Lock()
 
 
-def load_units(path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSpec | None = None) -> UnitModel:
+def load_units(
+    path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSpec | None = None, rate: int | None = None
+) -> UnitModel:
     """Read a unit model.
 
     :param path: A file, or the name of an asset card of a unit model.
     :param trust_pickle: Also read scikit-learn joblib files (fairseq's k-means models). **Such a file can run any code
         when it is read**: allow it only for files you trust.
-    :param spec: For joblib files, which do not say it: the name and the rate of the label set. ``None`` names it ``km``
-        and takes 100 Hz for 39 features (fairseq's MFCC) and 50 Hz for others.
+    :param spec: For joblib files, which do not say it: the name and the rate of the label set. ``None`` names it
+        ``km``.
+    :param rate: For joblib files without ``spec``: labels per second. ``None`` takes 100 for 39 features (fairseq's
+        MFCC) and 50 for others.
     :raises UnitModelError: The file is missing, cut off, or not a unit model.
     """
     path = Path(path)
@@ -66,7 +70,7 @@ def load_units(path: Path | str, *, trust_pickle: bool = False, spec: LabelSetSp
 
     if _is_pickle(data):
         if trust_pickle:
-            return _load_joblib(path, spec)
+            return _load_joblib(path, spec, rate)
 
         raise UnitModelError(
             f"'{path}' is a pickle (a scikit-learn joblib file), which can run code when it is read. If you trust its "
@@ -136,7 +140,7 @@ def _load_safetensors(path: Path, data: bytes) -> CodebookUnitModel:
         raise UnitModelError(f"The metadata of the unit model '{path}' cannot be understood: {ex!r}.") from ex
 
 
-def _load_joblib(path: Path, spec: LabelSetSpec | None) -> KMeansUnitModel:
+def _load_joblib(path: Path, spec: LabelSetSpec | None, rate: int | None) -> KMeansUnitModel:
     import joblib
 
     try:
@@ -156,7 +160,7 @@ def _load_joblib(path: Path, spec: LabelSetSpec | None) -> KMeansUnitModel:
         )
 
     if spec is None:
-        spec = LabelSetSpec("km", len(centroids), 100 if centroids.shape[1] == 39 else 50)
+        spec = LabelSetSpec("km", len(centroids), rate or (100 if centroids.shape[1] == 39 else 50))
     elif spec.size == 0:  # a card does not say it
         spec = replace(spec, size=len(centroids))
 

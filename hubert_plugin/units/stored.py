@@ -15,6 +15,7 @@ import numpy as np
 from fairseq2.assets import AssetCardError, AssetNotFoundError, AssetStore
 from fairseq2.datasets import DatasetFamily
 from fairseq2.runtime.dependency import DependencyResolver
+from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -22,6 +23,7 @@ from hubert_plugin.data.dataset import HUBERT_DATASET
 from hubert_plugin.data.feature_files import FeatureFormat
 from hubert_plugin.data.stored_features import check_feature_rate, open_stored_features
 from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError, UnitModelError, format_problems
+from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import Features, FeatureSource, Waveform
 from hubert_plugin.units.stream import AudioFeatureStream, FeatureStream, describe_manifest
 
@@ -35,7 +37,7 @@ FAIRSEQ_SOURCE: Final = "fairseq"
 
 
 @dataclass(kw_only=True)
-class StoredFeatureConfig:
+class StoredFeatureConfig(Validatable):
     """Where features are."""
 
     path: Path | None = None
@@ -50,6 +52,15 @@ class StoredFeatureConfig:
 
     allow_pipes: bool = False
     """Whether a kaldi script file may hold commands (``copy-feats … |``), **which are run**: for files you trust."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.rate is not None and self.rate not in SUPPORTED_LABEL_RATES:
+            result.add_error(f"`rate` must be 50 or 100 frames per second, but is {self.rate} instead.")
+
+        return result
 
 
 @final

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from hubert_plugin.errors import OutputDirError, StorageError
-from hubert_plugin.files import atomic_path
+from hubert_plugin.files import atomic_path, is_torch_write_error
 from hubert_plugin.models.interop.huggingface import OWN_SECTION
 
 _MAX_LISTED: Final = 5
@@ -34,8 +34,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             yield tmp
         except RuntimeError as ex:
-            # PyTorch's writer knows no OSError; this is all it says when the disk is full.
-            if "PytorchStreamWriter" not in str(ex) and "unexpected pos" not in str(ex):
+            if not is_torch_write_error(ex):
                 raise
 
             raise OSError(errno.ENOSPC, "the file system took only a part of it (is it full?)") from ex

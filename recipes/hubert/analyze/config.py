@@ -124,12 +124,6 @@ class HubertAnalyzeConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if not self.labels and self.unit_model is None and not self.model and not self.mfcc:
-            result.add_error(
-                "There is nothing to analyze: name label sets (`labels=[km]`), a unit model (`unit_model=FILE`) or a "
-                "model (`model=CARD_OR_FILE_OR_RUN`), or set `mfcc=true`."
-            )
-
         if any(k < 2 for k in self.num_clusters):
             result.add_error(f"`num_clusters` must hold numbers of 2 or greater, but is {self.num_clusters} instead.")
 

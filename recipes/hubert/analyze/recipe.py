@@ -34,7 +34,7 @@ from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.hubert.hub import load_hubert
 from hubert_plugin.recipes.hubert.analyze.config import HubertAnalyzeConfig
 from hubert_plugin.registry import FeatureSource, create_component
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.kmeans import KMeansConfig
 from hubert_plugin.units.model import load_units
@@ -50,6 +50,12 @@ class AnalyzeRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertAnalyzeConfig)
+
+        require_option(
+            config.labels or config.unit_model or config.model or config.mfcc,
+            "There is nothing to analyze: name label sets (`labels=[km]`), a unit model (`unit_model=FILE`) or a model "
+            "(`model=CARD_OR_FILE_OR_RUN`), or set `mfcc=true`.",
+        )
 
         def run(should_stop: Callable[[], bool]) -> None:
             if context.gangs.root.rank == 0:
@@ -93,14 +99,15 @@ def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
         report.label_sets |= analyze_label_stores(config.label_dir or manifest_dir, config.labels, manifest, alignment)
 
         if config.unit_model is not None:
-            unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle)
-
             source = create_component(
                 context.resolver,
                 FeatureSource,  # type: ignore[type-abstract]
                 config.features.name,
                 config.features.config,
             )
+
+            # A joblib file does not say its rate.
+            unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle, rate=source.rate)
 
             stream = AudioFeatureStream(manifest, source, config.audio, num_workers=config.num_workers)
 

@@ -54,9 +54,6 @@ class HubertClusterConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.manifest_dir is None:
-            result.add_error("`manifest_dir` must be the folder that holds the manifest.")
-
         if self.num_workers is not None and self.num_workers < 1:
             result.add_error(f"`num_workers` must be 1 or greater, but is {self.num_workers} instead.")
 

@@ -18,7 +18,7 @@ from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.recipes.hubert.cluster.config import HubertClusterConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.codebooks import CodebookUnitModel
 from hubert_plugin.units.fit import FitResult, UnitModelFitter
@@ -38,6 +38,8 @@ class ClusterRecipe(Recipe):
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertClusterConfig)
 
+        require_option(config.manifest_dir, "`manifest_dir` must be the folder that holds the manifest.")
+
         def run(should_stop: Callable[[], bool]) -> None:
             cluster(context, config)
 
@@ -51,8 +53,7 @@ class ClusterRecipe(Recipe):
 
 def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
     """Fit the unit model of ``config`` and write it to the output folder."""
-    if config.manifest_dir is None:
-        raise ConfigError("`manifest_dir` must be the folder that holds the manifest.")
+    assert config.manifest_dir is not None
 
     source = create_component(
         context.resolver,

@@ -58,9 +58,6 @@ class HubertEvaluateConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.hypotheses is None:
-            result.add_error("`hypotheses` must name the output folder of `transcribe`, or a file of hypotheses.")
-
         if self.on_missing not in ("raise", "empty"):
             result.add_error(f"`on_missing` must be 'raise' or 'empty', but is '{self.on_missing}' instead.")
 

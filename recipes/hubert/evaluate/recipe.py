@@ -18,7 +18,7 @@ from hubert_plugin.decoding.scoring import evaluate_pairs
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.recipes.hubert.evaluate.config import HubertEvaluateConfig
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 
 
@@ -31,6 +31,10 @@ class EvaluateRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertEvaluateConfig)
+
+        require_option(
+            config.hypotheses, "`hypotheses` must name the output folder of `transcribe`, or a file of hypotheses."
+        )
 
         def run(should_stop: Callable[[], bool]) -> None:
             if context.gangs.root.rank == 0:

@@ -42,9 +42,6 @@ class HubertExportConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if not self.model:
-            result.add_error("`model` must name a model card, a checkpoint file or the folder of a run.")
-
         if not self.formats:
             result.add_error(f"`formats` must name at least one of {', '.join(EXPORT_FORMATS)}.")
 

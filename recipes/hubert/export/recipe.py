@@ -14,7 +14,7 @@ from typing_extensions import override
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.export.several import export_all
 from hubert_plugin.recipes.hubert.export.config import HubertExportConfig
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 
 
@@ -27,6 +27,8 @@ class ExportRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertExportConfig)
+
+        require_option(config.model, "`model` must name a model card, a checkpoint file or the folder of a run.")
 
         def run(should_stop: Callable[[], bool]) -> None:
             if context.gangs.root.rank == 0:

@@ -56,9 +56,6 @@ class HubertFeaturesConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.manifest_dir is None:
-            result.add_error("`manifest_dir` must be the folder that holds the manifests.")
-
         if self.format not in FORMATS:
             result.add_error(f"`format` must be {' or '.join(FORMATS)}, but is '{self.format}' instead.")
 

@@ -12,10 +12,10 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from hubert_plugin.data.manifest import list_splits, read_manifest
-from hubert_plugin.errors import ConfigError, ManifestError
+from hubert_plugin.errors import ManifestError
 from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
 from hubert_plugin.registry import FeatureSource, create_component
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.dump import dump_features
 from hubert_plugin.units.ranks import raise_together
@@ -31,6 +31,8 @@ class FeaturesRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertFeaturesConfig)
+
+        require_option(config.manifest_dir, "`manifest_dir` must be the folder that holds the manifests.")
 
         def run(should_stop: Callable[[], bool]) -> None:
             error: Exception | None = None
@@ -52,8 +54,7 @@ class FeaturesRecipe(Recipe):
 
 def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_stop: Callable[[], bool]) -> None:
     """Write this process's shards of the splits of ``config`` to the output folder."""
-    if config.manifest_dir is None:
-        raise ConfigError("`manifest_dir` must be given.")
+    assert config.manifest_dir is not None
 
     splits = config.splits if config.splits is not None else list_splits(config.manifest_dir)
 

@@ -65,6 +65,7 @@ class HubertFinetuneRecipe(Recipe):
                 "tokenizer",
                 "task",
                 "criterion",
+                "optimizer.name",
             ),
         )
 

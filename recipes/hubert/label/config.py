@@ -10,6 +10,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from hubert_plugin.audio import AudioPolicy
+from hubert_plugin.data.label_meta import MAX_UNITS
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import FeatureSourceSection
 from hubert_plugin.units.mfcc import MFCC_SOURCE
@@ -61,6 +62,10 @@ class HubertLabelConfig(Validatable):
     kaldi_ark: bool = False
     """Whether to write the labels as kaldi's integer vectors, too (``<split>.<label set>.ark`` and ``.scp``)."""
 
+    overwrite: bool = False
+    """Whether labels of another making in the output folder are replaced: of another unit model, another manifest or
+    other features, or without a record of it. Otherwise they are refused."""
+
     num_shards: int = 1
     """In how many shards each split is cut for the jobs of an array: fairseq's contiguous ranges."""
 
@@ -81,12 +86,6 @@ class HubertLabelConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.manifest_dir is None:
-            result.add_error("`manifest_dir` must be the folder that holds the manifests.")
-
-        if self.unit_model is None and self.labels_from is None:
-            result.add_error("`unit_model` must be a unit model; `fairseq2 recipe hubert cluster` makes one.")
-
         if self.unit_model is not None and self.labels_from is not None:
             result.add_error("`unit_model` and `labels_from` must not both be given: labels have one origin.")
 
@@ -106,8 +105,8 @@ class HubertLabelConfig(Validatable):
         if self.label_rate is not None and self.label_rate not in SUPPORTED_LABEL_RATES:
             result.add_error(f"`label_rate` must be 50 or 100, but is {self.label_rate} instead.")
 
-        if self.label_size is not None and self.label_size < 1:
-            result.add_error(f"`label_size` must be 1 or greater, but is {self.label_size} instead.")
+        if self.label_size is not None and not 1 <= self.label_size <= MAX_UNITS:
+            result.add_error(f"`label_size` must be from 1 to {MAX_UNITS}, but is {self.label_size} instead.")
 
         if self.num_shards < 1:
             result.add_error(f"`num_shards` must be 1 or greater, but is {self.num_shards} instead.")

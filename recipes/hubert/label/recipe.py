@@ -12,14 +12,20 @@ from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
 
-from hubert_plugin.data.label_convert import convert_labels, list_label_sets, write_kaldi_labels
+from hubert_plugin.data.label_convert import (
+    conversion_problems,
+    convert_labels,
+    list_label_sets,
+    write_kaldi_labels,
+)
+from hubert_plugin.data.label_guard import raise_if_lost
 from hubert_plugin.data.label_pieces import lock_labels
 from hubert_plugin.data.labels import open_labels
 from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
-from hubert_plugin.errors import ConfigError, LabelError, ManifestError
+from hubert_plugin.errors import LabelError, ManifestError
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
 from hubert_plugin.registry import FeatureSource, create_component
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.label import LabelJob, LabelShare
 from hubert_plugin.units.model import load_units
@@ -36,6 +42,13 @@ class LabelRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertLabelConfig)
+
+        require_option(config.manifest_dir, "`manifest_dir` must be the folder that holds the manifests.")
+
+        require_option(
+            config.unit_model or config.labels_from,
+            "`unit_model` must be a unit model; `fairseq2 recipe hubert cluster` makes one.",
+        )
 
         def run(should_stop: Callable[[], bool]) -> None:
             if config.labels_from is None:
@@ -82,10 +95,7 @@ def label(context: RecipeContext, config: HubertLabelConfig, should_stop: Callab
 
 def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple[Manifest, LabelJob]]:
     """Open everything and check that it fits, before the first hour of work."""
-    if config.unit_model is None:
-        raise ConfigError("`unit_model` must be given.")
-
-    unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle)
+    assert config.unit_model is not None
 
     source = create_component(
         context.resolver,
@@ -93,6 +103,9 @@ def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple
         config.features.name,
         config.features.config,
     )
+
+    # A joblib file does not say its rate.
+    unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle, rate=source.rate)
 
     gang = context.gangs.root
 
@@ -106,6 +119,9 @@ def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple
         stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
 
         jobs.append((manifest, LabelJob(stream, unit_model, context.output_dir, form=form, share=share)))
+
+    if not config.overwrite:
+        raise_if_lost(context.output_dir, [problem for _, job in jobs for problem in job.replacing_problems()])
 
     return jobs
 
@@ -143,30 +159,44 @@ def convert(context: RecipeContext, config: HubertLabelConfig) -> None:
 
     form: Any = config.format
 
-    for manifest in read_manifests(config):
-        names = config.label_sets
+    reading: dict[str, Any] = {
+        "size": config.label_size,
+        "rate": config.label_rate,
+        "allow_pipes": config.allow_pipes,
+    }
 
-        if names is None:
-            names = list(list_label_sets(source, manifest.split)) if source.is_dir() else ["km"]
+    jobs = [(manifest, find_label_sets(config, source, manifest)) for manifest in read_manifests(config)]
 
-        if not names:
-            raise LabelError(f"There are no labels of '{manifest.split}' in '{source}'.")
+    if not config.overwrite:
+        problems = [
+            problem
+            for manifest, names in jobs
+            for name in names
+            for problem in conversion_problems(source, context.output_dir, name, manifest, **reading)
+        ]
 
+        raise_if_lost(context.output_dir, problems)
+
+    for manifest, names in jobs:
         for name in names:
-            spec = convert_labels(
-                source,
-                context.output_dir,
-                name,
-                manifest,
-                form=form,
-                size=config.label_size,
-                rate=config.label_rate,
-                allow_pipes=config.allow_pipes,
-            )
+            spec = convert_labels(source, context.output_dir, name, manifest, form=form, **reading)
 
             log.info("Labels {}.{} ({} units, {} Hz) written.", manifest.split, name, spec.size, spec.rate)
 
         write_ark(context, config, manifest, names)
+
+
+def find_label_sets(config: HubertLabelConfig, source: Path, manifest: Manifest) -> list[str]:
+    """Return the names of the label sets of a manifest that ``labels_from`` has, or those that are asked for."""
+    names = config.label_sets
+
+    if names is None:
+        names = list(list_label_sets(source, manifest.split)) if source.is_dir() else ["km"]
+
+    if not names:
+        raise LabelError(f"There are no labels of '{manifest.split}' in '{source}'.")
+
+    return names
 
 
 def write_ark(context: RecipeContext, config: HubertLabelConfig, manifest: Manifest, names: Sequence[str]) -> None:
@@ -184,8 +214,7 @@ def write_ark(context: RecipeContext, config: HubertLabelConfig, manifest: Manif
 
 def read_manifests(config: HubertLabelConfig) -> list[Manifest]:
     """Read the manifests of the splits of ``config``."""
-    if config.manifest_dir is None:
-        raise ConfigError("`manifest_dir` must be given.")
+    assert config.manifest_dir is not None
 
     splits = config.splits if config.splits is not None else list_splits(Path(config.manifest_dir))
 

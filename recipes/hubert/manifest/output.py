@@ -13,10 +13,10 @@ import numpy as np
 
 from hubert_plugin import __version__
 from hubert_plugin.data.kaldi_manifest import KaldiScan
-from hubert_plugin.data.manifest import SKIPPED_NAME, Manifest, write_manifest
+from hubert_plugin.data.manifest import SKIPPED_NAME, Manifest, field_problem, write_manifest
 from hubert_plugin.data.scan import ScanResult, Utterance
 from hubert_plugin.data.utterance_ids import utterance_ids_path, write_utterance_ids
-from hubert_plugin.errors import OutputDirError
+from hubert_plugin.errors import ManifestError, OutputDirError, printable
 from hubert_plugin.files import write_text_atomic
 
 SUMMARY_NAME = "manifest.json"
@@ -74,12 +74,17 @@ class ManifestOutput:
 
         ``manifest.json`` comes first, so that a run that was killed in between is known as the same when started again.
 
+        :raises ManifestError: A folder of audio has a name that a manifest cannot express; nothing is written.
         :param valid_scan: What ``valid`` comes from, if not from ``scan``.
         :param kaldi: The kaldi data folder that each split comes from, if it does.
         """
         sides = {TRAIN_SPLIT: train, VALID_SPLIT: valid}
         roots = {TRAIN_SPLIT: scan.root, VALID_SPLIT: (valid_scan or scan).root}
         manifests = {s: self._to_manifest(s, roots[s], u) for s, u in sides.items() if u}
+
+        for manifest in manifests.values():
+            if problem := field_problem(str(manifest.root)):
+                raise ManifestError(f"The folder {problem}")
 
         summary = {
             "version": __version__,
@@ -139,9 +144,10 @@ class ManifestOutput:
 
             return
 
-        text = "".join(f"{ref}\t{' '.join(reason.split())}\n" for ref, reason in skipped)
+        # A file may be left out because its name holds what would break the lines of this list.
+        text = "".join(f"{show_ref(ref)}\t{' '.join(reason.split())}\n" for ref, reason in skipped)
 
-        write_text_atomic(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_text_atomic(path, text)
 
     def _read_options(self) -> dict[str, Any] | None:
         try:
@@ -163,6 +169,11 @@ class ManifestOutput:
 
     def _path(self, split: str) -> Path:
         return self.path / f"{split}.tsv"
+
+
+def show_ref(ref: str) -> str:
+    """Return a manifest entry as it stands in a line: what would break the line, or is no UTF-8, is escaped."""
+    return printable(ref) if field_problem(ref) is None else repr(ref)[1:-1]
 
 
 def to_absolute(path: Path) -> Path:

@@ -13,15 +13,15 @@ from fairseq2.utils.progress import ProgressTask
 from typing_extensions import override
 
 from hubert_plugin.data.kaldi_manifest import KaldiScan, is_kaldi_folder, scan_kaldi
-from hubert_plugin.data.scan import ScanOptions, ScanResult, Utterance, scan_audio
+from hubert_plugin.data.scan import ScanOptions, ScanResult, Utterance, count_common, scan_audio
 from hubert_plugin.data.split import compile_speaker_pattern, split_by_speaker, split_by_utterance
-from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError
+from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError, printable
 from hubert_plugin.frames import SAMPLE_RATE, seconds
 from hubert_plugin.tasks.function import FunctionTask
 from hubert_plugin.tasks.output_dir import register_output_guard
 
 from .config import ManifestRecipeConfig
-from .output import TRAIN_SPLIT, VALID_SPLIT, ManifestOutput, to_absolute
+from .output import TRAIN_SPLIT, VALID_SPLIT, ManifestOutput, show_ref, to_absolute
 
 
 @final
@@ -115,6 +115,8 @@ def _make_manifests(context: RecipeContext, config: ManifestRecipeConfig, should
 
     if valid_scan is not None:
         train, valid, num_speakers = scan.utterances, valid_scan.utterances, None
+
+        _warn_of_overlap(scan, valid_scan)
     else:
         train, valid, num_speakers = _split(config, found)
 
@@ -168,6 +170,18 @@ def _result(found: ScanResult | KaldiScan) -> ScanResult:
     return found.scan if isinstance(found, KaldiScan) else found
 
 
+def _warn_of_overlap(scan: ScanResult, valid_scan: ScanResult) -> None:
+    """Tell how many files are in both of the two folders that training and validation come from."""
+    if num_both := count_common(scan, valid_scan):
+        log.warning(
+            "{} of the {} validation file(s) (`valid_source`) are also in train (`source`): what validation measures "
+            "on them says nothing of other speech. Choose folders that share no files, or leave `valid_source` out to "
+            "have a part of `source` held out.",
+            num_both,
+            len(valid_scan.utterances),
+        )
+
+
 def _split(
     config: ManifestRecipeConfig, found: ScanResult | KaldiScan
 ) -> tuple[list[Utterance], list[Utterance], int | None]:
@@ -194,7 +208,7 @@ def _report(
     num_speakers: int | None,
 ) -> None:
     for ref, reason in scan.skipped[:MAX_SHOWN_PROBLEMS]:
-        log.warning("Skipped {}: {}", ref, reason)
+        log.warning("Skipped {}: {}", show_ref(ref), printable(reason))
 
     if scan.skipped:
         log.warning(

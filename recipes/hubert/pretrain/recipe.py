@@ -41,7 +41,7 @@ class HubertPretrainRecipe(Recipe):
 
     @override
     def register(self, container: DependencyContainer) -> None:
-        register_output_guard(container, identity=("model", "dataset", "task", "criterion"))
+        register_output_guard(container, identity=("model", "dataset", "task", "criterion", "optimizer.name"))
 
         share_metric_descriptors(container)
 

@@ -86,12 +86,6 @@ class HubertTranscribeConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if not self.model:
-            result.add_error(
-                "`model` must name a fine-tuned HuBERT: a model card, a checkpoint file or the folder of a run of "
-                "`finetune`."
-            )
-
         is_list = isinstance(self.input, (list, tuple)) and bool(self.input)
 
         if not isinstance(self.input, str) and not (is_list and all(isinstance(i, str) for i in self.inputs)):

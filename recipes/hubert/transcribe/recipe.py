@@ -25,7 +25,7 @@ from hubert_plugin.models.hubert.inference import DTYPES
 from hubert_plugin.models.hubert_ctc.hub import load_hubert_ctc
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.recipes.hubert.transcribe.config import HubertTranscribeConfig
-from hubert_plugin.tasks.function import FunctionTask
+from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 
 
@@ -38,6 +38,12 @@ class TranscribeRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(HubertTranscribeConfig)
+
+        require_option(
+            config.model,
+            "`model` must name a fine-tuned HuBERT: a model card, a checkpoint file or the folder of a run of "
+            "`finetune`.",
+        )
 
         def run(should_stop: Callable[[], bool]) -> None:
             transcribe(context, config, should_stop)
