@@ -11,7 +11,8 @@ products are NumPy's, whose library is a tenth to a third faster at these shapes
 ``bf16`` and ``int8`` screen first: the mean of the centroids is removed, products are computed in a half or a quarter
 of the bits, and every frame whose two best scores are closer than the rounding can explain is scored again in float32.
 So the labels are those of ``fp32``, but for near ties that six standard deviations of the rounding do not cover.
-``auto`` is ``int8`` where the CPU multiplies bytes (VNNI) and there are enough features for it to pay, else ``fp32``.
+``auto`` is ``int8`` where the CPU multiplies bytes (VNNI) and there are enough features and centroids for it to pay,
+else ``fp32``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ _GPU_SCORES: Final = 1 << 28
 
 _MIN_SCREEN_DIM: Final = 128
 """With fewer features, a product is so cheap that the passes over the scores cost more than it saves."""
+
+_MIN_SCREEN_CENTROIDS: Final = 128
+"""With fewer centroids, products take less time than rounding the frames."""
 
 _MAX_UNSURE: Final = 0.4
 """If more than this share of a block has to be scored again, screening does not pay, and is given up for the call."""
@@ -83,7 +87,9 @@ class NearestCentroid:
         on_cpu = self.device.type == "cpu"
 
         if precision == "auto":
-            precision = "int8" if self.dim >= _MIN_SCREEN_DIM and on_cpu and _has_vnni() else "fp32"
+            pays = self.dim >= _MIN_SCREEN_DIM and self.num_centroids >= _MIN_SCREEN_CENTROIDS
+
+            precision = "int8" if pays and on_cpu and _has_vnni() else "fp32"
 
         if precision == "int8" and not on_cpu:
             return "bf16"
