@@ -213,7 +213,9 @@ CASES: dict[str, Case] = {
         lambda folder: None, ["`model_dim` (33) must be a multiple"], ["model.config_overrides.model_dim=33"]
     ),
     "unknown_dataset": Case(
-        lambda folder: None, ["hubert_demmo"], ["dataset.manifest_dir=null", "dataset.name=hubert_demmo"]
+        lambda folder: None,
+        ["hubert_demmo", "Did you mean 'hubert_demo'"],
+        ["dataset.manifest_dir=null", "dataset.name=hubert_demmo"],
     ),
 }
 
@@ -291,6 +293,11 @@ def test_unreadable_audio_is_skipped_and_counted_where_the_policy_says_so(corpus
         ("trainer.max_grad_norm=-1", "`trainer.max_grad_norm` must be greater than 0"),
         ("common.seed=-1", "`common.seed` must be a number from 0"),
         ("optimizer.config.lr=.nan", "`optimizer.config.lr` must be a number, but is NaN"),
+        (
+            "model.name=hubert_bas_ls960",
+            "'hubert_bas_ls960' is not a known model (`model.name`). Did you mean 'hubert_base_ls960'",
+        ),
+        ("lr_scheduler.name=polynomial", "Did you mean 'polynomial_decay'"),
         ("model.config_overrides=5", "`model.config_overrides` must hold keys and values, but is 5"),
         ("dataset.label_rates={km: 25}", "`label_rates.km` must be 50 or 100 labels per second, but is 25"),
         ("dataset.label_rates={kn: 50}", "'kn' is not a known label set"),

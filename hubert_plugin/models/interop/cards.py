@@ -10,7 +10,7 @@ import json
 import re
 import socket
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from hashlib import sha1
@@ -100,8 +100,8 @@ def unknown_source_error(name: str) -> CheckpointError:
     return CheckpointError(f"'{name}' is neither a folder, nor a file, nor the name of an asset card.{hint}{hub}")
 
 
-def list_cards() -> list[str]:
-    """Return the names of the cards of our families."""
+def list_cards(field_name: str = "model_family", families: Collection[str] = FAMILIES) -> list[str]:
+    """Return the names of the cards of our families of models, or of others."""
     store = get_dependency_resolver().resolve(AssetStore)
 
     names = set()
@@ -112,9 +112,9 @@ def list_cards() -> list[str]:
         with suppress(AssetCardError, AssetCardNotValidError):
             card = store.maybe_retrieve_card(name)
 
-            field = card.maybe_get_field("model_family") if card is not None else None
+            field = card.maybe_get_field(field_name) if card is not None else None
 
-            if field is not None and field.value in FAMILIES:
+            if field is not None and field.value in families:
                 names.add(name)
 
     return sorted(names)

@@ -26,6 +26,7 @@ from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture
 from hubert_plugin.tasks.hubert_ctc import HUBERT_CTC, HubertCtcTask
 from hubert_plugin.tasks.init_model import is_materialized
+from hubert_plugin.tasks.names import check_card_names
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
     checkpoint_folder,
@@ -90,6 +91,8 @@ class HubertFinetuneRecipe(Recipe):
         tokenizer_section = resolver.resolve(TokenizerSection, key="tokenizer")
 
         assert isinstance(tokenizer_section, HubertTokenizerSection)
+
+        check_card_names(resolver, model_section, dataset_section)
 
         checkpoint_dir = checkpoint_folder(resolver, context.output_dir)
 

@@ -9,7 +9,6 @@ from fairseq2.recipe.config import (
     POLYNOMIAL_DECAY_LR,
     CommonSection,
     GangSection,
-    LRSchedulerSection,
     MixedPrecisionConfig,
     ModelSection,
     PolynomialDecayLRConfig,
@@ -31,6 +30,7 @@ from hubert_plugin.tasks.init_model import InitSection
 from hubert_plugin.tasks.muon import MUON_OPTIMIZER, HubertOptimizerSection, MuonConfig
 from hubert_plugin.tasks.nonfinite import NonFiniteSection
 from hubert_plugin.tasks.report import ReportSection
+from hubert_plugin.tasks.tri_stage import HubertLRSchedulerSection
 
 
 @dataclass(kw_only=True)
@@ -82,8 +82,8 @@ class HubertPretrainConfig(Validatable):
         default_factory=lambda: HubertOptimizerSection(name=MUON_OPTIMIZER, config=MuonConfig())
     )
 
-    lr_scheduler: LRSchedulerSection = field(
-        default_factory=lambda: LRSchedulerSection(
+    lr_scheduler: HubertLRSchedulerSection = field(
+        default_factory=lambda: HubertLRSchedulerSection(
             name=POLYNOMIAL_DECAY_LR, config=PolynomialDecayLRConfig(num_warmup_steps=100)
         )
     )

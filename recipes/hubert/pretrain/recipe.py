@@ -24,6 +24,7 @@ from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture, check_resumed_heads, set_target_heads
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
 from hubert_plugin.tasks.init_model import check_init, init_model, is_materialized
+from hubert_plugin.tasks.names import check_card_names
 from hubert_plugin.tasks.output_dir import (
     check_last_checkpoint,
     checkpoint_folder,
@@ -57,6 +58,8 @@ class HubertPretrainRecipe(Recipe):
         trainer_section = resolver.resolve(TrainerSection)
 
         dataset_section, model_section = resolver.resolve(DatasetSection, key="dataset"), resolver.resolve(ModelSection)
+
+        check_card_names(resolver, model_section, dataset_section)
 
         checkpoint_dir = checkpoint_folder(resolver, context.output_dir)
 
