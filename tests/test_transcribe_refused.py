@@ -87,8 +87,10 @@ def test_a_step_is_named_by_its_number(tmp_path: Path) -> None:
 
     assert_answer(transcribe(tmp_path / "a", *overrides, "step=first"), ["'best', 'last' or the number of a step"])
 
-    # A file has no steps.
-    done(transcribe(tmp_path / "b", *overrides, "step=7"))
+    # A file has no steps; `best`, the default, is what there is.
+    assert_answer(transcribe(tmp_path / "b", *overrides, "step=7"), ["Step 7 was asked for", "is no training run"])
+
+    done(transcribe(tmp_path / "c", *overrides, "step=best"))
 
 
 def test_the_preset_of_a_language_model_asks_for_one(tmp_path: Path) -> None:

@@ -93,6 +93,17 @@ def test_joblib_models_give_fairseqs_labels(name: str, dim: int) -> None:
     assert [model.assign(f)[0].tolist() for f in split_features(name)] == read_km(name)
 
 
+def test_joblib_models_take_the_rate_of_the_features_in_use() -> None:
+    """The file does not say it; 39 features are taken for MFCC at 100 Hz, others for 50 Hz."""
+    for name, guess in (("mfcc", 100), ("hubert", 50)):
+        path = GOLDEN / f"km_{name}.joblib"
+
+        assert load_units(path, trust_pickle=True).label_sets[0].rate == guess
+
+        for rate in (50, 100):
+            assert load_units(path, trust_pickle=True, rate=rate).label_sets[0].rate == rate
+
+
 def test_joblib_is_refused_without_trust() -> None:
     with pytest.raises(UnitModelError, match=r"pickle.*can run code.*trust_pickle"):
         load_units(GOLDEN / "km_mfcc.joblib")

@@ -106,10 +106,10 @@ def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
                 config.features.config,
             )
 
-            # A joblib file does not say its rate.
-            unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle, rate=source.rate)
-
             stream = AudioFeatureStream(manifest, source, config.audio, num_workers=config.num_workers)
+
+            # A joblib file does not say its rate.
+            unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle, rate=stream.rate)
 
             for name, analysis in analyze_unit_model(stream, unit_model, alignment, progress=progress).items():
                 # Labels of the same name are another label set.

@@ -24,7 +24,7 @@ from hubert_plugin.data.labels import open_labels
 from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
 from hubert_plugin.errors import LabelError, ManifestError
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
-from hubert_plugin.registry import FeatureSource, create_component
+from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.label import LabelJob, LabelShare
@@ -104,19 +104,22 @@ def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple
         config.features.config,
     )
 
-    # A joblib file does not say its rate.
-    unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle, rate=source.rate)
-
     gang = context.gangs.root
 
     share = LabelShare(num_shards=config.num_shards, shard=config.shard, rank=gang.rank, num_ranks=gang.size)
 
     form: Any = config.format
 
-    jobs = []
+    jobs: list[tuple[Manifest, LabelJob]] = []
+
+    unit_model: UnitModel | None = None
 
     for manifest in read_manifests(config):
         stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
+
+        if unit_model is None:
+            # A joblib file does not say its rate.
+            unit_model = load_units(config.unit_model, trust_pickle=config.trust_pickle, rate=stream.rate)
 
         jobs.append((manifest, LabelJob(stream, unit_model, context.output_dir, form=form, share=share)))
 
