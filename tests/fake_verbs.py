@@ -141,7 +141,8 @@ def main() -> int:
 
     verb, place, *rest = sys.argv[3:]
 
-    out, rank = Path(place), int(os.environ.get("RANK", "0"))
+    # Under SLURM, fairseq2 knows its rank by SLURM's variable; two that took themselves for the first would both write.
+    out, rank = Path(place), int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0"))
 
     if log := os.environ.get("FAKE_LOG"):
         names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
