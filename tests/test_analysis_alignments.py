@@ -9,185 +9,16 @@ from pathlib import Path
 import kaldiio
 import numpy as np
 import pytest
+from alignment_files import SECOND, SHORT, make_manifest, read, write
 from doc_pages import blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubert_plugin import frames
-from hubert_plugin.analysis.alignments import Alignment, AlignmentConfig, frame_labels, read_alignments
-from hubert_plugin.analysis.textgrid import read_textgrid
+from hubert_plugin.analysis.alignments import frame_labels
 from hubert_plugin.analysis.utterance_ids import UtteranceIndex
-from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.demo import frame_phones
 from hubert_plugin.errors import ConfigError, HubertError, LabelError
-
-SECOND = frames.SAMPLE_RATE
-
-LONG = """File type = "ooTextFile"
-Object class = "TextGrid"
-
-xmin = 0
-xmax = 1
-tiers? <exists>
-size = 3
-item []:
-    item [1]:
-        class = "IntervalTier"
-        name = "words"
-        xmin = 0
-        xmax = 1
-        intervals: size = 1
-        intervals [1]:
-            xmin = 0
-            xmax = 1
-            text = "say ""2 3"" 4"
-    item [2]:
-        class = "TextTier"
-        name = "clicks"
-        xmin = 0
-        xmax = 1
-        points: size = 1
-        points [1]:
-            number = 0.5
-            mark = "x"
-    item [3]:
-        class = "IntervalTier"
-        name = "phones"
-        xmin = 0
-        xmax = 1
-        intervals: size = 3
-        intervals [1]:
-            xmin = 0
-            xmax = 0.25
-            text = ""
-        intervals [2]:
-            xmin = 0.25
-            xmax = 0.5
-            text = "AH0"
-        intervals [3]:
-            xmin = 0.5
-            xmax = 1
-            text = "ŋ"
-""".replace("\n", " \n")  # Praat ends its lines so
-
-SHORT = """File type = "ooTextFile"
-Object class = "TextGrid"
-
-0
-1
-<exists>
-3
-"IntervalTier"
-"words"
-0
-1
-1
-0
-1
-"say ""2 3"" 4"
-"TextTier"
-"clicks"
-0
-1
-1
-0.5
-"x"
-"IntervalTier"
-"phones"
-0
-1
-3
-0
-0.25
-""
-0.25
-0.5
-"AH0"
-0.5
-1
-"ŋ"
-"""
-
-
-def make_manifest(**sizes: float) -> Manifest:
-    """A manifest of ``name.wav`` files in a folder, with their seconds."""
-    ids = [f"speaker/{name}.wav" for name in sizes]
-
-    samples = np.array([round(s * SECOND) for s in sizes.values()], np.int64)
-
-    return Manifest(Path("corpus/valid.tsv"), "valid", Path("corpus"), ids, samples)
-
-
-def read(path: Path, manifest: Manifest, **options: object) -> Alignment:
-    alignment = read_alignments(AlignmentConfig(path=path, **options), manifest)  # type: ignore[arg-type]
-
-    assert alignment is not None
-
-    return alignment
-
-
-def write(path: Path, *lines: str) -> Path:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-    return path
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("text", [LONG, SHORT], ids=["long", "short"])
-def test_both_forms_of_textgrids_are_read_in_the_encodings_that_praat_writes(
-    tmp_path: Path, text: str, encoding: str
-) -> None:
-    path = tmp_path / "utt.TextGrid"
-
-    path.write_bytes(text.encode(encoding))
-
-    words, phones = read_textgrid(path)
-
-    assert (words.name, words.intervals) == ("words", [(0.0, 1.0, 'say "2 3" 4')])
-    assert (phones.name, phones.intervals) == ("phones", [(0.0, 0.25, ""), (0.25, 0.5, "AH0"), (0.5, 1.0, "ŋ")])
-
-
-def test_a_textgrid_of_latin_1_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "utt.TextGrid"
-
-    path.write_bytes(SHORT.replace("ŋ", "é").encode("latin-1"))
-
-    assert read_textgrid(path)[1].intervals[2] == (0.5, 1.0, "é")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("hello", 'is not a TextGrid: the text "ooTextFile" was expected'),
-        (LONG[:430], "is cut off"),
-        (LONG.replace("xmax = 0.25", 'xmax = "0.25"'), r'utt.TextGrid:36: a number was expected, but "0.25" was found'),
-        (SHORT.replace("TextTier", "MapTier"), "unknown kind 'MapTier'"),
-        ('"Praat chronological TextGrid text file"\n0 1', "chronological"),
-        ("ooBinaryFile\x08TextGrid", "binary form"),
-    ],
-)
-def test_a_bad_textgrid_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "utt.TextGrid"
-
-    path.write_text(text, encoding="utf-8")
-
-    with pytest.raises(LabelError, match=message):
-        read_textgrid(path)
-
-
-def test_textgrids_in_folders_are_matched_with_their_utterances(tmp_path: Path) -> None:
-    (tmp_path / "speaker").mkdir()
-
-    (tmp_path / "speaker" / "a.TextGrid").write_text(LONG, encoding="utf-8")
-    (tmp_path / "speaker" / "b.TextGrid").write_text(SHORT, encoding="utf-8")
-
-    alignment = read(tmp_path, make_manifest(a=1.0, b=1.0), strip_stress=True)
-
-    assert alignment["speaker/a.wav"] == [(0.0, 0.25, "SIL"), (0.25, 0.5, "AH"), (0.5, 1.0, "ŋ")]
-    assert alignment["speaker/b.wav"] == alignment["speaker/a.wav"]
-
-    with pytest.raises(LabelError, match=r"must have one interval tier 'syllables'.* 'words', 'phones'"):
-        read(tmp_path, make_manifest(a=1.0, b=1.0), tier="syllables")
 
 
 def test_ctm_table_and_textgrid_of_the_same_phones_are_equal(tmp_path: Path) -> None:
@@ -422,19 +253,6 @@ def test_tables_that_are_not_utf_8_say_so(tmp_path: Path, encoding: str) -> None
 
     with pytest.raises(LabelError, match=r"a\.tsv' cannot be read: it must be UTF-8, but holds"):
         read(tmp_path / "a.tsv", make_manifest(a=1.0))
-
-
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_a_textgrid_of_utf_16_without_mark_says_so(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.TextGrid").write_bytes(LONG.encode(encoding))
-
-    with pytest.raises(LabelError, match=r"it is not UTF-8, nor UTF-16 with a byte order mark"):
-        read_textgrid(tmp_path / "a.TextGrid")
-
-    (tmp_path / "a.TextGrid").write_bytes(b"\xff\xfe\x00")
-
-    with pytest.raises(LabelError, match="begins as utf-16 does"):
-        read_textgrid(tmp_path / "a.TextGrid")
 
 
 @pytest.mark.parametrize("name, format_", [("ali.1.gz", "auto"), ("ali.1.gz", "kaldi"), ("a.ctm", "auto")])
