@@ -25,7 +25,7 @@ from hubert_plugin.errors import UnitModelError
 from hubert_plugin.registry import Features, LabelSetSpec
 from hubert_plugin.units.collective import Ranks
 from hubert_plugin.units.estimator import SAMPLE_FRAMES, ClusteringConfig, create_estimator
-from hubert_plugin.units.fit import FitReport, FrameSample, entropy_bits, sample_frames, shuffled_frames
+from hubert_plugin.units.fit import FitReport, FrameSample, sample_frames, shuffled_frames
 from hubert_plugin.units.nearest import NearestCentroid
 from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stream import FeatureStream
@@ -156,14 +156,9 @@ def fit_codebooks(
                     num_corpus_frames=num_corpus_frames,
                     num_utterances=num_utterances,
                     inertia_per_frame=inertia,
-                    min_cluster_size=int(sizes.min()),
-                    median_cluster_size=float(np.median(sizes)),
-                    max_cluster_size=int(sizes.max()),
-                    num_dead_units=int((sizes == 0).sum()),
-                    unit_entropy_bits=entropy_bits(sizes),
+                    cluster_sizes=tuple(sizes.tolist()),
                     num_steps=estimator.num_steps,
                     label_set=spec.label_set,
-                    cluster_sizes=tuple(sizes.tolist()),
                 )
             )
 

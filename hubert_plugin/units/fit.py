@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -50,15 +51,8 @@ class FitReport:
     inertia_per_frame: float
     """The mean squared distance of a frame to its centroid."""
 
-    min_cluster_size: int
-    median_cluster_size: float
-    max_cluster_size: int
-
-    num_dead_units: int
-    """The number of units that no frame is assigned to."""
-
-    unit_entropy_bits: float
-    """The entropy of the distribution of units; log2 K if all are equally frequent."""
+    cluster_sizes: tuple[int, ...]
+    """The number of frames of each unit."""
 
     num_steps: int
     """How often the centroids were updated."""
@@ -66,8 +60,30 @@ class FitReport:
     label_set: str = "km"
     """The name of the label set."""
 
-    cluster_sizes: tuple[int, ...] = ()
-    """The number of frames of each unit."""
+    @property
+    def min_cluster_size(self) -> int:
+        """The number of frames of the rarest unit."""
+        return min(self.cluster_sizes)
+
+    @property
+    def median_cluster_size(self) -> float:
+        """The median over units of their number of frames."""
+        return float(median(self.cluster_sizes))
+
+    @property
+    def max_cluster_size(self) -> int:
+        """The number of frames of the most frequent unit."""
+        return max(self.cluster_sizes)
+
+    @property
+    def num_dead_units(self) -> int:
+        """The number of units that no frame is assigned to."""
+        return self.cluster_sizes.count(0)
+
+    @property
+    def unit_entropy_bits(self) -> float:
+        """The entropy of the distribution of units; log2 K if all are equally frequent."""
+        return entropy_bits(np.array(self.cluster_sizes, np.int64))
 
     @property
     def perplexity(self) -> float:
@@ -76,7 +92,16 @@ class FitReport:
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as plain data."""
-        return {**asdict(self), "cluster_sizes": list(self.cluster_sizes), "unit_perplexity": self.perplexity}
+        return {
+            **asdict(self),
+            "cluster_sizes": list(self.cluster_sizes),
+            "min_cluster_size": self.min_cluster_size,
+            "median_cluster_size": self.median_cluster_size,
+            "max_cluster_size": self.max_cluster_size,
+            "num_dead_units": self.num_dead_units,
+            "unit_entropy_bits": self.unit_entropy_bits,
+            "unit_perplexity": self.perplexity,
+        }
 
     def __str__(self) -> str:
         return (

@@ -21,7 +21,7 @@ from hubert_plugin.registry import Features, LabelSetSpec, Units
 from hubert_plugin.units.clustering import Clustering, CodebookSpec, measure
 from hubert_plugin.units.codebook_fitter import CodebookFitter
 from hubert_plugin.units.estimator import ClusteringConfig
-from hubert_plugin.units.fit import FitReport, FitResult, UnitModelFitter, entropy_bits
+from hubert_plugin.units.fit import FitReport, FitResult, UnitModelFitter
 from hubert_plugin.units.kmeans import check_label_set
 from hubert_plugin.units.model import HierarchyUnitModel
 from hubert_plugin.units.nearest import NearestCentroid
@@ -147,11 +147,6 @@ def _reports(model: HierarchyUnitModel, fitted: Clustering, *, nested: bool) -> 
                     label_set=spec.name,
                     num_units=spec.size,
                     inertia_per_frame=inertia,
-                    min_cluster_size=int(sizes.min()),
-                    median_cluster_size=float(np.median(sizes)),
-                    max_cluster_size=int(sizes.max()),
-                    num_dead_units=int((sizes == 0).sum()),
-                    unit_entropy_bits=entropy_bits(sizes),
                     cluster_sizes=tuple(sizes.tolist()),
                 )
             )
