@@ -65,10 +65,13 @@ class Recognised:
     """What parameters are called in the file."""
 
     def show_key(self, key: str) -> str:
-        """Return the name of a parameter for messages: ours, and the file's where it is another."""
-        theirs = self.key_table.name_of(key.removeprefix(ENCODER_PREFIX)) if self.key_table else None
+        """Return the name of a parameter for messages: ours, and the format's where it is another."""
+        if self.key_table is None:
+            return key
 
-        return key if theirs in (None, key) else f"{key} ('{theirs}' in the file)"
+        theirs = self.key_table.name_of(key.removeprefix(ENCODER_PREFIX))
+
+        return key if theirs in (None, key) else f"{key} ('{theirs}' in {self.key_table.format})"
 
     @property
     def kind(self) -> Kind:

@@ -36,12 +36,14 @@ WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "mo
 class KeyTable:
     """Renames parameters in both directions."""
 
-    def __init__(self, format_: str, pairs: Iterable[KeyPair]) -> None:
+    def __init__(self, format_: str, pairs: Iterable[KeyPair], *, joined: Mapping[str, str] | None = None) -> None:
         """
         :param format_: What the format is called in errors.
         :param pairs: Templates of the format's names and of ours.
+        :param joined: Pieces of names, patterns, and what files say instead where they hold several parameters as one.
         """
-        self._format = format_
+        self.format = format_
+        self._joined = dict(joined or {})
 
         pairs = list(pairs)
 
@@ -53,20 +55,27 @@ class KeyTable:
 
         :raises CheckpointError: A name is not in the table; all such names are listed.
         """
-        return self._rename(state_dict, self._to_ours, f"are not names of {self._format}")
+        return self._rename(state_dict, self._to_ours, f"are not names of {self.format}")
 
     def export(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters under the format's names.
 
         :raises CheckpointError: A name has no counterpart; all such names are listed.
         """
-        return self._rename(state_dict, self._to_theirs, f"have no counterpart in {self._format}")
+        return self._rename(state_dict, self._to_theirs, f"have no counterpart in {self.format}")
 
     def name_of(self, key: str) -> str | None:
-        """Return what the format calls a parameter of ours; ``None``: it has no counterpart."""
-        names = (pattern.sub(replacement, key) for pattern, replacement in self._to_theirs if pattern.match(key))
+        """Return what files of the format call a parameter of ours; ``None``: it has no counterpart."""
+        for pattern, replacement in self._to_theirs:
+            if pattern.match(key):
+                name = pattern.sub(replacement, key)
 
-        return next(names, None)
+                for piece, joined in self._joined.items():
+                    name = re.sub(piece, joined, name)
+
+                return name
+
+        return None
 
     def _rename(
         self, state_dict: Mapping[str, Tensor], rules: Sequence[tuple[re.Pattern[str], str]], what: str

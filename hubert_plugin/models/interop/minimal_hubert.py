@@ -62,6 +62,7 @@ def minimal_hubert_key_table(config: HubertConfig) -> KeyTable:
             ("logit_generator.label_embeddings", "target_heads.heads.0.codewords"),
             ("logit_generator.final_proj.*", "target_heads.heads.0.proj.*"),
         ],
+        joined={r"\.attention\.[qkv]\.": ".attention.qkv."},
     )
 
 
