@@ -19,6 +19,7 @@ def parse_device(name: Device | str) -> Device:
 
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as ex:
+        # What PyTorch raises for unknown names, missing builds (CUDA asserts), other types, and devices without memory.
         reason = str(ex).splitlines()[0].rstrip(".")
 
         raise ConfigError(

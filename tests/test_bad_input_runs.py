@@ -235,6 +235,7 @@ def test_resuming_with_an_optimizer_of_another_form_is_answered(trained: Trained
     """The name is compared; what else does not fit is found when its state is restored."""
     (file,) = (trained.step(8) / "optimizer").rglob("*.pt")
 
+    # A file of our own run; what fairseq2 keeps in it is more than tensors.
     state = torch.load(file, weights_only=False)
 
     def double(value: object) -> None:

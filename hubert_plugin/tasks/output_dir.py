@@ -264,6 +264,7 @@ def _why_damaged(file: Path, *, thorough: bool) -> str:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as ex:
+        # The last: damaged bytes may name a compression that there is not.
         return f"cannot be read ({ex})"
 
     return f"has other contents than were written (checksum of '{damaged}')" if damaged else ""
