@@ -12,6 +12,23 @@ from pathlib import Path
 from hubert_plugin.errors import StorageError
 
 
+def user_cache_dir() -> Path:
+    """Return ``fairseq2-hubert`` in the user's cache folder: ``$XDG_CACHE_HOME``, or ``~/.cache``.
+
+    :raises OSError: The user has no home.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+
+    # The XDG specification has relative paths ignored.
+    if not os.path.isabs(base):
+        try:
+            base = str(Path.home() / ".cache")
+        except RuntimeError as ex:
+            raise OSError("the user has no home folder") from ex
+
+    return Path(base, "fairseq2-hubert")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it onto ``path`` when the block ends well, delete it otherwise.

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from hubert_plugin.files import user_cache_dir
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -33,20 +35,11 @@ _POLL_INTERVAL: Final = 0.2
 
 
 def default_cache_dir() -> Path:
-    """Return ``fairseq2-hubert/demo`` in the user's cache folder: ``$XDG_CACHE_HOME``, or ``~/.cache``.
+    """Return the folder ``demo`` of :func:`~hubert_plugin.files.user_cache_dir`.
 
     :raises OSError: The user has no home.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-
-    # The XDG specification has relative paths ignored.
-    if not os.path.isabs(base):
-        try:
-            base = str(Path.home() / ".cache")
-        except RuntimeError as ex:
-            raise OSError("the user has no home folder") from ex
-
-    return Path(base, "fairseq2-hubert", "demo")
+    return user_cache_dir() / "demo"
 
 
 def make_once(folder: Path, is_complete: Callable[[], bool], make: Callable[[Path], None]) -> None:

@@ -5,14 +5,16 @@ Letters: *M* frames, *D* features of a frame, *K* centroids.
 ``argmin_k ‖x - c_k‖² = argmin_k ‖c_k‖² / 2 - x · c_k``: the term ``‖x‖²`` is the same for every centroid of a frame and
 is left out, as scikit-learn does, which also keeps float32 rounding out of near ties.
 
-In float32 (``fp32``) the labels are those of scikit-learn's ``predict`` and fairseq's ``dump_km_label.py``. On a CPU
-products are NumPy's, whose library is a tenth to a third faster at these shapes than the one that PyTorch comes with.
+In float32 (``fp32``) the labels are those of scikit-learn's ``predict`` and fairseq's ``dump_km_label.py``.
 
 ``bf16`` and ``int8`` screen first: the mean of the centroids is removed, products are computed in a half or a quarter
-of the bits, and every frame whose two best scores are closer than the rounding can explain is scored again in float32.
-So the labels are those of ``fp32``, but for near ties that six standard deviations of the rounding do not cover.
-``auto`` is ``int8`` where the CPU multiplies bytes (VNNI) and there are enough features and centroids for it to pay,
-else ``fp32``.
+of the bits, and what these leave open is computed again. ``auto`` is ``int8`` where the CPU multiplies bytes and there
+are enough features for it to pay, else ``fp32``.
+
+On a CPU this is done by a kernel in C (:mod:`hubert_plugin.units.kernel`), if the machine has a compiler for it; its
+``int8`` gives the labels of exact arithmetic. Otherwise products are NumPy's, whose library is a tenth to a third
+faster at these shapes than the one that PyTorch comes with, or PyTorch's (:mod:`hubert_plugin.units.screening`): with
+these, labels are those of ``fp32`` but for near ties that six standard deviations of the rounding do not cover.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hubert_plugin.units.kernel import ByteKernel, FloatKernel, load_nearest_library
 from hubert_plugin.units.screening import MAX_BYTE_DIM, ByteScreen, HalfScreen, Screen
 from hubert_plugin.units.threads import Workers, blocks_of, split_range
 
@@ -69,6 +72,15 @@ class NearestCentroid:
 
         self.num_centroids, self.dim = c.shape
 
+        self._kernel = self._create_kernel(c, precision)
+
+        self.precision: Precision
+
+        if self._kernel is not None:
+            self.precision = "int8" if isinstance(self._kernel, ByteKernel) else "fp32"
+
+            return
+
         self.precision = self._choose_precision(precision)
 
         self._minus_t = (-c).T.contiguous()  # (D, K)
@@ -82,6 +94,18 @@ class NearestCentroid:
             self._screen = ByteScreen(c)
 
         self._block_size = self._choose_block_size()
+
+    def _create_kernel(self, centroids: Tensor, precision: Precision) -> FloatKernel | ByteKernel | None:
+        if self.device.type != "cpu" or precision == "bf16" or (library := load_nearest_library()) is None:
+            return None
+
+        if precision == "fp32" or (precision == "auto" and not library.bytes_pay(self.num_centroids, self.dim)):
+            return FloatKernel(library, centroids.numpy())
+
+        if library.nearest_bytes is not None and self.dim <= MAX_BYTE_DIM:
+            return ByteKernel(library, centroids.numpy())
+
+        return None
 
     def _choose_precision(self, precision: Precision) -> Precision:
         on_cpu = self.device.type == "cpu"
@@ -130,6 +154,11 @@ class NearestCentroid:
         return units
 
     def _assign(self, frames: Tensor, out: Tensor) -> None:
+        if self._kernel is not None:
+            self._kernel(frames.contiguous().numpy(), out.numpy())
+
+            return
+
         done = 0
 
         if self._screen is not None:

@@ -1,0 +1,245 @@
+"""Nearest centroids by ``nearest.c``: layouts of centroids, and calls.
+
+Letters: *M* frames, *D* features of a frame, *K* centroids.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+from fairseq2.logging import log
+from numpy.typing import NDArray
+
+from hubert_plugin.compiled import CompileError, compile_library
+from hubert_plugin.registry import Features
+
+SOURCE: Final = Path(__file__).with_name("nearest.c")
+
+_BYTE_COST: Final = 150
+"""What products of bytes cost beside: measured with 39 features, where 100 centroids are about even."""
+
+
+class _ByteCentroids(Structure):
+    """``byte_centroids`` of the source."""
+
+    _fields_: Final = [  # type: ignore[misc]
+        ("num_vectors", c_int64),
+        ("mean", c_void_p),
+        ("bytes", c_void_p),
+        ("offsets", c_void_p),
+        ("half_norms", c_void_p),
+        ("centroids", c_void_p),
+        ("exact", c_void_p),
+        ("step", c_float),
+        ("max_norm", c_float),
+        ("max_bytes_norm", c_float),
+        ("max_rest", c_float),
+        ("max_full_norm", c_float),
+    ]
+
+
+@final
+class NearestLibrary:
+    """The compiled source. Calls let other threads of Python run."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.lanes: int = library.lanes()
+        """How many centroids are scored by one instruction."""
+
+        self.panel: int = library.panel()
+        """How many such vectors of centroids meet a group of frames at a time."""
+
+        self.nearest_f32: Any = library.nearest_f32
+
+        self.nearest_f32.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
+        self.nearest_f32.restype = None
+
+        self.nearest_bytes: Any = getattr(library, "nearest_bytes", None)
+        """``None`` if the processor does not multiply bytes (AVX-512 VNNI)."""
+
+        if self.nearest_bytes is not None:
+            self.nearest_bytes.argtypes = [c_void_p, c_int64, c_int64, POINTER(_ByteCentroids), c_void_p, c_void_p]
+            self.nearest_bytes.restype = c_int64
+
+            self.num_room_bytes: Any = library.num_room_bytes
+
+            self.num_room_bytes.argtypes = [c_int64, c_int64]
+            self.num_room_bytes.restype = c_int64
+
+    def bytes_pay(self, num_centroids: int, dim: int) -> bool:
+        """Return whether products of bytes are faster than those of float32: they take a quarter of the time, but
+        frames are rounded first and what is left open is computed again, which takes as long as so many products."""
+        if self.nearest_bytes is None:
+            return False
+
+        num_products = dim * -(-num_centroids // self.lanes)
+
+        return num_products > num_products / 4 + dim + _BYTE_COST
+
+    def pack(self, centroids: NDArray[Any]) -> NDArray[Any]:
+        """Return centroids in panels. *Shape:* (V * lanes, …, n) to one axis, feature by feature of n numbers each."""
+        step = self.lanes * self.panel
+
+        panels = [centroids[i : i + step].swapaxes(0, 1).ravel() for i in range(0, len(centroids), step)]
+
+        return np.concatenate(panels)
+
+
+@lru_cache(maxsize=1)
+def load_nearest_library() -> NearestLibrary | None:
+    """Return the compiled source; ``None`` if it cannot be had, or does not compute what it should."""
+    try:
+        library = NearestLibrary(compile_library(SOURCE))
+    except CompileError as ex:
+        log.info("Units are assigned by NumPy and PyTorch, which is slower than in compiled form: {}.", ex)
+
+        return None
+
+    if not _computes_well(library):
+        log.warning("Units are assigned by NumPy and PyTorch: what '{}' was compiled to does not compute well.", SOURCE)
+
+        return None
+
+    return library
+
+
+def _computes_well(library: NearestLibrary) -> bool:
+    rng = np.random.default_rng(0)
+
+    c, x = rng.standard_normal((77, 37), np.float32), rng.standard_normal((50, 37), np.float32)
+
+    expected = np.square(x[:, None].astype(np.float64) - c).sum(axis=2).argmin(axis=1)
+
+    kernels: Sequence[FloatKernel | ByteKernel] = [FloatKernel(library, c)]
+
+    if library.nearest_bytes is not None:
+        kernels = [*kernels, ByteKernel(library, c)]
+
+    for kernel in kernels:
+        out = np.empty(len(x), np.int64)
+
+        kernel(x, out)
+
+        if not np.array_equal(out, expected):
+            return False
+
+    return True
+
+
+@final
+class FloatKernel:
+    """Nearest centroids by float32 sums, feature by feature."""
+
+    def __init__(self, library: NearestLibrary, centroids: Features) -> None:
+        """:param centroids: *Shape:* (K, D)."""
+        self._library = library
+
+        padded = _pad(centroids, library.lanes)
+
+        self._num_vectors = len(padded) // library.lanes
+
+        self._packed = library.pack(padded[:, :, None])
+        self._half_norms = _pad(_half_norms(centroids), library.lanes, np.inf)
+
+    def __call__(self, frames: Features, out: NDArray[np.int64]) -> None:
+        """Write the nearest centroids to ``out``; the first of equally near ones.
+
+        :param frames: *Shape:* (M, D), contiguous.
+        :param out: *Shape:* (M,), contiguous.
+        """
+        self._library.nearest_f32(
+            frames.ctypes.data,
+            *frames.shape,
+            self._packed.ctypes.data,
+            self._half_norms.ctypes.data,
+            self._num_vectors,
+            out.ctypes.data,
+        )
+
+
+@final
+class ByteKernel:
+    """Nearest centroids by products of bytes that tell which centroids it can be, and exact sums for these.
+
+    The units are those of exact arithmetic: where two are closer than float32 tells apart, float64 decides.
+    """
+
+    def __init__(self, library: NearestLibrary, centroids: Features) -> None:
+        """:param centroids: *Shape:* (K, D); D is at most 2^16, for 32 bits to hold sums of bytes."""
+        self._library = library
+
+        num_centroids, dim = centroids.shape
+
+        mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+        centred = centroids.astype(np.float64) - mean
+
+        step = np.float32(max(float(np.abs(centred).max()), 1e-30) / 127.0)
+
+        whole = np.rint(centred / step).clip(-127, 127)
+
+        # Four features are multiplied at a time.
+        quads = np.zeros((num_centroids, -(-dim // 4) * 4), np.int8)
+
+        quads[:, :dim] = whole
+
+        padded = _pad(quads, library.lanes)
+
+        # Kept here for as long as they are pointed to.
+        self._arrays: dict[str, NDArray[Any]] = {
+            "mean": mean,
+            "bytes": library.pack(padded.reshape(len(padded), -1, 4)),
+            "offsets": padded.sum(axis=1, dtype=np.int32) * np.int32(-128),
+            "half_norms": _pad(_half_norms(centred), library.lanes, np.inf),
+            "centroids": np.ascontiguousarray(centroids, np.float32),
+            "exact": 0.5 * np.square(centroids, dtype=np.float64).sum(axis=1),
+        }
+
+        self._struct = _ByteCentroids(
+            num_vectors=len(padded) // library.lanes,
+            step=float(step),
+            max_norm=_max_norm(centred),
+            max_bytes_norm=_max_norm(whole * np.float64(step)),
+            max_rest=_max_norm(centred - whole * np.float64(step)),
+            max_full_norm=_max_norm(centroids.astype(np.float64)),
+            **{name: array.ctypes.data for name, array in self._arrays.items()},
+        )
+
+        self._room_size: int = library.num_room_bytes(dim, self._struct.num_vectors)
+
+    def __call__(self, frames: Features, out: NDArray[np.int64]) -> int:
+        """Write the nearest centroids to ``out``; the first of equally near ones.
+
+        :param frames: *Shape:* (M, D), contiguous.
+        :param out: *Shape:* (M,), contiguous.
+        :returns: How many scores the bytes left to be computed again.
+        """
+        room = np.empty(self._room_size, np.uint8)
+
+        again: int = self._library.nearest_bytes(
+            frames.ctypes.data, *frames.shape, self._struct, room.ctypes.data, out.ctypes.data
+        )
+
+        return again
+
+
+def _pad(rows: NDArray[Any], multiple: int, value: float = 0.0) -> NDArray[Any]:
+    """Append rows of ``value`` up to a multiple of ``multiple`` rows."""
+    missing = -len(rows) % multiple
+
+    return np.concatenate([rows, np.full((missing, *rows.shape[1:]), value, rows.dtype)])
+
+
+def _half_norms(centroids: NDArray[Any]) -> NDArray[np.float32]:
+    return (0.5 * np.square(centroids, dtype=np.float64).sum(axis=1)).astype(np.float32)
+
+
+def _max_norm(vectors: NDArray[np.float64]) -> float:
+    # Rounded up: bounds are not to be missed by the last digit.
+    return float(np.linalg.norm(vectors, axis=1).max() * (1.0 + 1e-6))
