@@ -74,7 +74,7 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time contenders in turns. Turns in which the process was stopped are left out.
 
-    :param inner: The calls of a turn. On CUDA the device is waited for before the first and after the last of them.
+    :param inner: The calls of a turn; if more than one, another one before them is not timed. On CUDA the device is waited for before the first and after the last of them.
     :returns: For each contender, the seconds per call of each turn.
     """
     for name, call in contenders.items():
@@ -95,6 +95,12 @@ def alternate(
             synchronize(device)
 
             time.sleep(_REST)
+
+            # One call more, where calls are short: to fill the caches, and for the clock to rise again after the rest.
+            if inner > 1:
+                call()
+
+                synchronize(device)
 
             start = time.perf_counter()
 

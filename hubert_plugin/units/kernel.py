@@ -21,15 +21,14 @@ from hubert_plugin.registry import Features
 
 SOURCE: Final = Path(__file__).with_name("nearest.c")
 
-_BYTE_COST: Final = 150
-"""What products of bytes cost beside: measured with 39 features, where 100 centroids are about even."""
+BYTE_SOURCE: Final = Path(__file__).with_name("nearest_bytes.c")
 
 
 class _ByteCentroids(Structure):
-    """``byte_centroids`` of the source."""
+    """``byte_centroids`` of ``nearest_bytes.c``."""
 
     _fields_: Final = [  # type: ignore[misc]
-        ("num_vectors", c_int64),
+        ("num_groups", c_int64),
         ("mean", c_void_p),
         ("bytes", c_void_p),
         ("offsets", c_void_p),
@@ -41,14 +40,15 @@ class _ByteCentroids(Structure):
         ("max_bytes_norm", c_float),
         ("max_rest", c_float),
         ("max_full_norm", c_float),
+        ("mean_norm", c_float),
     ]
 
 
 @final
 class NearestLibrary:
-    """The compiled source. Calls let other threads of Python run."""
+    """The compiled sources. Calls let other threads of Python run."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, byte_library: ctypes.CDLL) -> None:
         self.lanes: int = library.lanes()
         """How many centroids are scored by one instruction."""
 
@@ -60,49 +60,49 @@ class NearestLibrary:
         self.nearest_f32.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
         self.nearest_f32.restype = None
 
-        self.nearest_bytes: Any = getattr(library, "nearest_bytes", None)
+        self.nearest_bytes: Any = None
         """``None`` if the processor does not multiply bytes (AVX-512 VNNI)."""
 
-        if self.nearest_bytes is not None:
+        if byte_library.has_bytes():
+            self.group: int = byte_library.group()
+            """How many centroids meet a block of frames at a time, by bytes."""
+
+            self.nearest_bytes = byte_library.nearest_bytes
+
             self.nearest_bytes.argtypes = [c_void_p, c_int64, c_int64, POINTER(_ByteCentroids), c_void_p, c_void_p]
             self.nearest_bytes.restype = c_int64
 
-            self.num_room_bytes: Any = library.num_room_bytes
+            self.num_room_bytes: Any = byte_library.num_room_bytes
 
             self.num_room_bytes.argtypes = [c_int64, c_int64]
             self.num_room_bytes.restype = c_int64
 
     def bytes_pay(self, num_centroids: int, dim: int) -> bool:
-        """Return whether products of bytes are faster than those of float32: they take a quarter of the time, but
-        frames are rounded first and what is left open is computed again, which takes as long as so many products."""
+        """Return whether products of bytes are faster than those of float32. They take a quarter of the time, but
+        frames are rounded first, and what is left open is computed again.
+
+        Measured with 39 features, where 50 centroids are even, and with 768, where 32 are.
+        """
         if self.nearest_bytes is None:
             return False
 
         num_products = dim * -(-num_centroids // self.lanes)
 
-        return num_products > num_products / 4 + dim + _BYTE_COST
-
-    def pack(self, centroids: NDArray[Any]) -> NDArray[Any]:
-        """Return centroids in panels. *Shape:* (V * lanes, …, n) to one axis, feature by feature of n numbers each."""
-        step = self.lanes * self.panel
-
-        panels = [centroids[i : i + step].swapaxes(0, 1).ravel() for i in range(0, len(centroids), step)]
-
-        return np.concatenate(panels)
+        return 0.75 * num_products > 1.5 * dim + 60
 
 
 @lru_cache(maxsize=1)
 def load_nearest_library() -> NearestLibrary | None:
     """Return the compiled source; ``None`` if it cannot be had, or does not compute what it should."""
     try:
-        library = NearestLibrary(compile_library(SOURCE))
+        library = NearestLibrary(compile_library(SOURCE), compile_library(BYTE_SOURCE))
     except CompileError as ex:
         log.info("Units are assigned by NumPy and PyTorch, which is slower than in compiled form: {}.", ex)
 
         return None
 
     if not _computes_well(library):
-        log.warning("Units are assigned by NumPy and PyTorch: what '{}' was compiled to does not compute well.", SOURCE)
+        log.warning("Units are assigned by NumPy and PyTorch: what '{}' was compiled to computes wrongly.", SOURCE)
 
         return None
 
@@ -144,7 +144,7 @@ class FloatKernel:
 
         self._num_vectors = len(padded) // library.lanes
 
-        self._packed = library.pack(padded[:, :, None])
+        self._packed = _pack(padded, library.lanes * library.panel)
         self._half_norms = _pad(_half_norms(centroids), library.lanes, np.inf)
 
     def __call__(self, frames: Features, out: NDArray[np.int64]) -> None:
@@ -189,29 +189,30 @@ class ByteKernel:
 
         quads[:, :dim] = whole
 
-        padded = _pad(quads, library.lanes)
+        padded = _pad(quads, library.group)
 
         # Kept here for as long as they are pointed to.
         self._arrays: dict[str, NDArray[Any]] = {
             "mean": mean,
-            "bytes": library.pack(padded.reshape(len(padded), -1, 4)),
+            "bytes": _pack(padded.reshape(len(padded), -1, 4), library.group),
             "offsets": padded.sum(axis=1, dtype=np.int32) * np.int32(-128),
-            "half_norms": _pad(_half_norms(centred), library.lanes, np.inf),
+            "half_norms": _pad(_half_norms(centred), library.group, np.inf),
             "centroids": np.ascontiguousarray(centroids, np.float32),
             "exact": 0.5 * np.square(centroids, dtype=np.float64).sum(axis=1),
         }
 
         self._struct = _ByteCentroids(
-            num_vectors=len(padded) // library.lanes,
+            num_groups=len(padded) // library.group,
             step=float(step),
             max_norm=_max_norm(centred),
             max_bytes_norm=_max_norm(whole * np.float64(step)),
             max_rest=_max_norm(centred - whole * np.float64(step)),
             max_full_norm=_max_norm(centroids.astype(np.float64)),
+            mean_norm=_max_norm(mean[None].astype(np.float64)),
             **{name: array.ctypes.data for name, array in self._arrays.items()},
         )
 
-        self._room_size: int = library.num_room_bytes(dim, self._struct.num_vectors)
+        self._room_size: int = library.num_room_bytes(dim, self._struct.num_groups)
 
     def __call__(self, frames: Features, out: NDArray[np.int64]) -> int:
         """Write the nearest centroids to ``out``; the first of equally near ones.
@@ -227,6 +228,13 @@ class ByteKernel:
         )
 
         return again
+
+
+def _pack(centroids: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return centroids, ``size`` after ``size``, feature by feature, in one axis."""
+    groups = [centroids[i : i + size].swapaxes(0, 1).ravel() for i in range(0, len(centroids), size)]
+
+    return np.concatenate(groups)
 
 
 def _pad(rows: NDArray[Any], multiple: int, value: float = 0.0) -> NDArray[Any]:
