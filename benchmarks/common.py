@@ -74,7 +74,8 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time contenders in turns. Turns in which the process was stopped are left out.
 
-    :param inner: The calls of a turn; if more than one, another one before them is not timed. On CUDA the device is waited for before the first and after the last of them.
+    :param inner: The calls of a turn; if more than one, another one before them is not timed. On CUDA the device is
+        waited for before the first and after the last of them.
     :returns: For each contender, the seconds per call of each turn.
     """
     for name, call in contenders.items():

@@ -210,7 +210,7 @@ def measure_assignment(args: Namespace, device: torch.device, dim: int, num_unit
             device,
             rounds=args.rounds or (1 if args.quick else 7),
             warmup=1,
-            inner=args.inner or (1 if args.quick else 10 if dim < 100 else 4),
+            inner=args.inner or (1 if args.quick else 50 if dim < 100 else 8),
             report=lambda text: print(f"assign D={dim} K={num_units}: {text}", file=sys.stderr, flush=True),
         )
 

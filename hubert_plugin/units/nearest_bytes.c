@@ -74,7 +74,7 @@ int group(void) { return GROUP; }
 int64_t num_room_bytes(int64_t dim, int64_t num_groups) {
     const int64_t num_quads = (dim + 63) / 64 * 16, num_centroids = num_groups * GROUP;
 
-    return 4 * (LANES * num_quads + BLOCK * num_quads + BLOCK * num_centroids * 2 + num_centroids);
+    return LINE + 4 * ((4 + 4 * LANES + LANES + BLOCK) * num_quads + BLOCK * num_centroids * 2 + num_centroids);
 }
 
 INLINE __mmask16 first_lanes(int64_t count) { return count < 16 ? (__mmask16)((1u << count) - 1) : 0xffff; }
@@ -109,27 +109,30 @@ INLINE void turn(__m512i *rows) {
     }
 }
 
-/* Returns, for each of 16 rows, the sum of its 16 numbers. The rows are spoiled. */
-INLINE __m512 sums_of(__m512 *rows) {
-    turn((__m512i *)rows);
-
-    UNROLL for (int n = 8; n > 0; n /= 2) {
-        UNROLL for (int i = 0; i < n; i++) rows[i] = _mm512_add_ps(rows[i], rows[i + n]);
+/* Returns, for each of 16 rows, the sum of its 16 numbers, or the greatest: two rows are laid together and halved, four
+ * times. The rows are spoiled. */
+#define REDUCE(name, op)                                                                                               \
+    INLINE __m512 name(__m512 *rows) {                                                                                 \
+        UNROLL for (int i = 0; i < 8; i++)                                                                             \
+            rows[i] = op(_mm512_shuffle_f32x4(rows[i], rows[i + 8], 0x44),                                             \
+                         _mm512_shuffle_f32x4(rows[i], rows[i + 8], 0xee));                                            \
+                                                                                                                       \
+        UNROLL for (int i = 0; i < 4; i++)                                                                             \
+            rows[i] = op(_mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x88),                                             \
+                         _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xdd));                                            \
+                                                                                                                       \
+        UNROLL for (int i = 0; i < 2; i++)                                                                             \
+            rows[i] = op(_mm512_shuffle_ps(rows[i], rows[i + 2], 0x44),                                                \
+                         _mm512_shuffle_ps(rows[i], rows[i + 2], 0xee));                                               \
+                                                                                                                       \
+        const __m512 last =                                                                                            \
+            op(_mm512_shuffle_ps(rows[0], rows[1], 0x88), _mm512_shuffle_ps(rows[0], rows[1], 0xdd));                  \
+                                                                                                                       \
+        return _mm512_permutexvar_ps(_mm512_set_epi32(15, 13, 14, 12, 7, 5, 6, 4, 11, 9, 10, 8, 3, 1, 2, 0), last);    \
     }
 
-    return rows[0];
-}
-
-/* The same for the greatest number. */
-INLINE __m512 maxima_of(__m512 *rows) {
-    turn((__m512i *)rows);
-
-    UNROLL for (int n = 8; n > 0; n /= 2) {
-        UNROLL for (int i = 0; i < n; i++) rows[i] = _mm512_max_ps(rows[i], rows[i + n]);
-    }
-
-    return rows[0];
-}
+REDUCE(sums_of, _mm512_add_ps)
+REDUCE(maxima_of, _mm512_max_ps)
 
 /* What came of rounding frames: x - m = step * bytes + e. */
 typedef struct {
@@ -142,22 +145,30 @@ typedef struct {
  * processor multiplies unsigned bytes with signed ones: four features of 16 frames after another, BLOCK frames apart.
  *
  * x: the frames, which may be one and the same.
- * rows: room for (16, Q) quads.
+ * mean: with zeros from D on, up to a multiple of 16.
+ * centred, rows: room for (16, 4, Q) numbers and (16, Q) quads, Q being a multiple of 16.
  */
-static void round_frames(const float *const *x, int64_t dim, const float *mean, int32_t *rows, int32_t *quads,
-                         rounding *out) {
-    const int64_t row = (dim + 63) / 64 * 16;
+static void round_frames(const float *const *x, int64_t dim, const float *mean, float *centred, int32_t *rows,
+                         int32_t *quads, rounding *out) {
+    const int64_t row = (dim + 63) / 64 * 16, whole = dim / 16 * 16, last = (dim + 15) / 16 * 16;
+
+    const __mmask16 tail = (__mmask16)((1u << (dim - whole)) - 1);
 
     __m512 top[LANES], squares[LANES];
 
     for (int i = 0; i < LANES; i++) {
+        const float *frame = x[i];
+
         __m512 t = _mm512_setzero_ps(), s = _mm512_setzero_ps();
 
-        for (int64_t d = 0; d < dim; d += 16) {
-            const __mmask16 m = first_lanes(dim - d);
-            const __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x[i] + d), _mm512_maskz_loadu_ps(m, mean + d));
+        for (int64_t d = 0; d < last; d += 16) {
+            const __m512 values = d < whole ? _mm512_loadu_ps(frame + d) : _mm512_maskz_loadu_ps(tail, frame + d);
+            const __m512 v = _mm512_sub_ps(values, _mm512_load_ps(mean + d));
 
-            t = _mm512_max_ps(t, _mm512_abs_ps(v));
+            /* Kept, as frames begin anywhere, and loads across lines take twice the time. */
+            _mm512_store_ps(centred + i * 4 * row + d, v);
+
+            t = _mm512_range_ps(t, v, 0xb); /* the larger one, without signs */
             s = _mm512_fmadd_ps(v, v, s);
         }
 
@@ -170,34 +181,33 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
     out->step = _mm512_mul_ps(highest, _mm512_set1_ps(1.0f / 127.0f));
     out->norm = _mm512_sqrt_ps(sums_of(squares));
 
-    float steps[LANES], inverses[LANES];
+    float inverses[LANES];
 
-    _mm512_storeu_ps(steps, out->step);
     _mm512_storeu_ps(inverses, _mm512_div_ps(_mm512_set1_ps(127.0f), highest));
 
     __m512 rests[LANES];
 
     for (int i = 0; i < LANES; i++) {
-        const __m512 step = _mm512_set1_ps(steps[i]), inverse = _mm512_set1_ps(inverses[i]);
+        const __m512 inverse = _mm512_set1_ps(inverses[i]);
 
         __m512 r = _mm512_setzero_ps();
 
-        for (int64_t d = 0; d < dim; d += 16) {
-            const __mmask16 m = first_lanes(dim - d);
-            const __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x[i] + d), _mm512_maskz_loadu_ps(m, mean + d));
-            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
-            const __m512 rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole), step, v);
+        for (int64_t d = 0; d < last; d += 16) {
+            const __m512 v = _mm512_load_ps(centred + i * 4 * row + d);
+            const __m512 steps = _mm512_fmadd_ps(v, inverse, _mm512_set1_ps(128.0f));
+            const __m512 rest = _mm512_reduce_ps(steps, 0); /* less the nearest whole number */
 
             r = _mm512_fmadd_ps(rest, rest, r);
 
-            _mm_storeu_si128((__m128i *)(rows + i * row + d / 4),
-                             _mm512_cvtusepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(128))));
+            _mm_storeu_si128((__m128i *)(rows + i * row + d / 4), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(steps)));
         }
 
         rests[i] = r;
     }
 
-    out->rest = _mm512_sqrt_ps(sums_of(rests));
+    /* In steps so far; each is rounded in its 24th digit, which is 2^-17. */
+    out->rest = _mm512_mul_ps(
+        out->step, _mm512_add_ps(_mm512_sqrt_ps(sums_of(rests)), _mm512_set1_ps(0x1p-17f * sqrtf((float)dim))));
 
     for (int64_t q = 0; q < (dim + 3) / 4; q += 16) {
         __m512i tile[16];
@@ -334,11 +344,16 @@ int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, cons
                       int64_t *out) {
     const int64_t num_quads = (dim + 3) / 4, row = (dim + 63) / 64 * 16, num_centroids = c->num_groups * GROUP;
 
-    int32_t *rows = (int32_t *)room;                             /* (16, row) */
-    int32_t *quads = rows + LANES * row;                         /* (row, BLOCK) */
-    float *scores = (float *)(quads + row * BLOCK);              /* (K, BLOCK) */
-    int32_t *candidates = (int32_t *)(scores + num_centroids * BLOCK); /* (BLOCK, K) */
+    float *mean = (float *)(((uintptr_t)room + LINE - 1) / LINE * LINE); /* (4 row) */
+    float *centred = mean + 4 * row;                                     /* (16, 4 row) */
+    int32_t *rows = (int32_t *)(centred + LANES * 4 * row);              /* (16, row) */
+    int32_t *quads = rows + LANES * row;                                 /* (row, BLOCK) */
+    float *scores = (float *)(quads + row * BLOCK);                      /* (K, BLOCK) */
+    int32_t *candidates = (int32_t *)(scores + num_centroids * BLOCK);   /* (BLOCK, K) */
     float *scores_again = (float *)(candidates + BLOCK * num_centroids); /* (K) */
+
+    memset(mean, 0, 4 * row * sizeof(float));
+    memcpy(mean, c->mean, dim * sizeof(float));
 
     int64_t num_again = 0;
 
@@ -360,7 +375,7 @@ int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, cons
 
             rounding r;
 
-            round_frames(x, dim, c->mean, rows, quads + v * LANES, &r);
+            round_frames(x, dim, mean, centred, rows, quads + v * LANES, &r);
 
             _mm512_storeu_ps(unit + v * LANES, _mm512_mul_ps(r.step, _mm512_set1_ps(c->step)));
             _mm512_storeu_ps(norm + v * LANES, _mm512_add_ps(r.norm, _mm512_set1_ps(c->mean_norm)));
