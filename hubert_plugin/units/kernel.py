@@ -1,4 +1,4 @@
-"""Nearest centroids by ``nearest.c``: layouts of centroids, and calls.
+"""Nearest centroids by ``nearest.c`` and ``nearest_bytes.c``: layouts of centroids, and calls.
 
 Letters: *M* frames, *D* features of a frame, *K* centroids.
 """
@@ -28,6 +28,7 @@ class _ByteCentroids(Structure):
     """``byte_centroids`` of ``nearest_bytes.c``."""
 
     _fields_: Final = [  # type: ignore[misc]
+        ("num_centroids", c_int64),
         ("num_groups", c_int64),
         ("mean", c_void_p),
         ("bytes", c_void_p),
@@ -93,7 +94,7 @@ class NearestLibrary:
 
 @lru_cache(maxsize=1)
 def load_nearest_library() -> NearestLibrary | None:
-    """Return the compiled source; ``None`` if it cannot be had, or does not compute what it should."""
+    """Return the compiled sources; ``None`` if they cannot be had, or do not compute what they should."""
     try:
         library = NearestLibrary(compile_library(SOURCE), compile_library(BYTE_SOURCE))
     except CompileError as ex:
@@ -102,7 +103,7 @@ def load_nearest_library() -> NearestLibrary | None:
         return None
 
     if not _computes_well(library):
-        log.warning("Units are assigned by NumPy and PyTorch: what '{}' was compiled to computes wrongly.", SOURCE)
+        log.warning("Units are assigned by NumPy and PyTorch: the compiled form computes wrongly here.")
 
         return None
 
@@ -202,6 +203,7 @@ class ByteKernel:
         }
 
         self._struct = _ByteCentroids(
+            num_centroids=num_centroids,
             num_groups=len(padded) // library.group,
             step=float(step),
             max_norm=_max_norm(centred),

@@ -51,6 +51,7 @@ int has_bytes(void) { return 0; }
 
 /* The centroids, as kernel.py lays them out. */
 typedef struct {
+    int64_t num_centroids;   /* K */
     int64_t num_groups;      /* G = ceil(K / GROUP) */
     const float *mean;       /* (D): m, in float32 */
     const int8_t *bytes;     /* (G, Q, GROUP, 4): c - m in whole numbers of `step`; zeros from K and from D on */
@@ -342,15 +343,15 @@ static int32_t nearest_of(const float *x, float norm, int64_t dim, const byte_ce
  */
 int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, const byte_centroids *c, uint8_t *room,
                       int64_t *out) {
-    const int64_t num_quads = (dim + 3) / 4, row = (dim + 63) / 64 * 16, num_centroids = c->num_groups * GROUP;
+    const int64_t num_quads = (dim + 3) / 4, row = (dim + 63) / 64 * 16, num_padded = c->num_groups * GROUP;
 
     float *mean = (float *)(((uintptr_t)room + LINE - 1) / LINE * LINE); /* (4 row) */
     float *centred = mean + 4 * row;                                     /* (16, 4 row) */
     int32_t *rows = (int32_t *)(centred + LANES * 4 * row);              /* (16, row) */
     int32_t *quads = rows + LANES * row;                                 /* (row, BLOCK) */
     float *scores = (float *)(quads + row * BLOCK);                      /* (K, BLOCK) */
-    int32_t *candidates = (int32_t *)(scores + num_centroids * BLOCK);   /* (BLOCK, K) */
-    float *scores_again = (float *)(candidates + BLOCK * num_centroids); /* (K) */
+    int32_t *candidates = (int32_t *)(scores + num_padded * BLOCK);      /* (BLOCK, K) */
+    float *scores_again = (float *)(candidates + BLOCK * num_padded);    /* (K) */
 
     memset(mean, 0, 4 * row * sizeof(float));
     memcpy(mean, c->mean, dim * sizeof(float));
@@ -407,7 +408,8 @@ int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, cons
 
         for (int v = 0; v < VECTORS; v++) limit[v] = _mm512_fmadd_ps(_mm512_set1_ps(2.0f), bound[v], best[v]);
 
-        for (int64_t k = 0; k < num_centroids; k++) {
+        /* Not those beyond K: where squares are not finite, no score is above the limit. */
+        for (int64_t k = 0; k < c->num_centroids; k++) {
             uint64_t hits = 0;
 
             UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -419,12 +421,12 @@ int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, cons
             for (; hits; hits &= hits - 1) {
                 const int i = __builtin_ctzll(hits);
 
-                candidates[i * num_centroids + num_candidates[i]++] = (int32_t)k;
+                candidates[i * num_padded + num_candidates[i]++] = (int32_t)k;
             }
         }
 
         for (int64_t i = 0; i < count; i++) {
-            const int32_t *these = candidates + i * num_centroids;
+            const int32_t *these = candidates + i * num_padded;
 
             if (num_candidates[i] < 2) {
                 out[start + i] = num_candidates[i] ? these[0] : 0;
