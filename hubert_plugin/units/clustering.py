@@ -25,7 +25,7 @@ from hubert_plugin.errors import UnitModelError
 from hubert_plugin.registry import Features, LabelSetSpec
 from hubert_plugin.units.collective import Ranks
 from hubert_plugin.units.estimator import SAMPLE_FRAMES, ClusteringConfig, create_estimator
-from hubert_plugin.units.fit import FitReport, FrameSample, sample_frames, shuffled_frames
+from hubert_plugin.units.fit import FitReport, FrameSample, UnitModelFitter, sample_frames, shuffled_frames
 from hubert_plugin.units.nearest import NearestCentroid
 from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stream import FeatureStream
@@ -217,21 +217,14 @@ def measure(
     return totals[:-2].astype(np.int64), float(totals[-2] / totals[-1])
 
 
-def provenance(
-    stream: FeatureStream, name: str, config: object, seed: int, clustering: Clustering
-) -> dict[str, object]:
-    """Return what a unit model records of its making.
+def provenance(stream: FeatureStream, fitter: UnitModelFitter, seed: int, clustering: Clustering) -> dict[str, object]:
+    """Return what a unit model records of its making."""
+    return {**making(stream, fitter, seed), "num_frames": clustering.num_frames, "versions": _versions()}
 
-    :param name: The name of the fitter, under which ``config`` is kept.
-    """
-    return {
-        "features": stream.describe(),
-        "data": stream.describe_data(),
-        name: config,
-        "seed": seed,
-        "num_frames": clustering.num_frames,
-        "versions": _versions(),
-    }
+
+def making(stream: FeatureStream, fitter: UnitModelFitter, seed: int) -> dict[str, object]:
+    """Return what is known of it before the fit: by this, unit models of the same making are told from others."""
+    return {"features": stream.describe(), "data": stream.describe_data(), **fitter.describe(), "seed": seed}
 
 
 def _columns(frames: Features, spec: CodebookSpec) -> Features:

@@ -50,6 +50,10 @@ class CodebookFitter(UnitModelFitter, Generic[ConfigT]):
         """
 
     @override
+    def describe(self) -> Mapping[str, object]:
+        return {self.name: asdict(self._config)}
+
+    @override
     def fit(
         self,
         stream: FeatureStream,
@@ -65,6 +69,6 @@ class CodebookFitter(UnitModelFitter, Generic[ConfigT]):
 
         fitted = fit_codebooks(stream, specs, self._config, seed=seed, progress=progress, gang=gang)
 
-        record = provenance(stream, self.name, asdict(self._config), seed, fitted)
+        record = provenance(stream, self, seed, fitted)
 
         return self.build(fitted, stream.rate, seed, record)

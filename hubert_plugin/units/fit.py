@@ -6,7 +6,7 @@ Letters: *N* utterances, *M* frames, *D* features of a frame, *K* units.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Final
@@ -135,6 +135,11 @@ class UnitModelFitter(ABC):
     def distributed(self) -> bool:
         """Whether all ranks work: then each calls :meth:`fit` with the gang, else only one does."""
         return False
+
+    def describe(self) -> Mapping[str, object]:
+        """Return what unit models record of this fitter: its settings, under its name. By this, models of the same
+        making are told from others; nothing is compared of a fitter that says nothing."""
+        return {}
 
     @abstractmethod
     def fit(

@@ -7,7 +7,6 @@ features, number of units, seed and labels are what their records say.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from hubert_plugin.data.provenance import comparable
 from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.errors import LabelError, UnitModelError
 from hubert_plugin.registry import FeatureSource, LabelSetSpec, UnitModel
+from hubert_plugin.units.clustering import making
 from hubert_plugin.units.kmeans import SAMPLE_FRAMES, KMeansConfig, KMeansFitter
 from hubert_plugin.units.label import label_manifest, label_provenance, plain
 from hubert_plugin.units.model import load_units
@@ -67,18 +67,20 @@ def ensure_labels(
     ]
 
     # Whole passes find a lower inertia than mini-batches (by 1.6 % with 50 units of MFCC), and always the same.
-    config = KMeansConfig(label_set=name, num_clusters=num_clusters, max_frames=max_frames, backend="torch")
+    fitter = KMeansFitter(
+        KMeansConfig(label_set=name, num_clusters=num_clusters, max_frames=max_frames, backend="torch")
+    )
 
     model_path = label_dir / UNIT_MODEL_FILE
 
     remove_leftovers(model_path)
 
-    unit_model, reason = _reusable_unit_model(model_path, streams[0], config, seed)
+    unit_model, reason = _reusable_unit_model(model_path, streams[0], fitter, seed)
 
     if unit_model is None:
         log.info("Fitting units for '{}': {}.", label_dir, reason)
 
-        result = KMeansFitter(config).fit(streams[0], seed=seed, progress=progress)
+        result = fitter.fit(streams[0], seed=seed, progress=progress)
 
         unit_model = result.model
 
@@ -100,7 +102,7 @@ def ensure_labels(
 
 
 def _reusable_unit_model(
-    path: Path, stream: AudioFeatureStream | StoredFeatureStream, config: KMeansConfig, seed: int
+    path: Path, stream: AudioFeatureStream | StoredFeatureStream, fitter: KMeansFitter, seed: int
 ) -> tuple[UnitModel | None, str]:
     """Return the unit model at ``path`` if it is what fitting it again would give, else why it is not."""
     if not path.exists():
@@ -111,14 +113,7 @@ def _reusable_unit_model(
     except UnitModelError as ex:
         return None, str(ex).removesuffix(".")
 
-    wanted = {
-        "features": stream.describe(),
-        "data": stream.describe_data(),
-        "kmeans": asdict(config),
-        "seed": seed,
-    }
-
-    for key, value in wanted.items():
+    for key, value in making(stream, fitter, seed).items():
         if comparable(unit_model.provenance.get(key)) != comparable(value):
             return None, f"its {key} was {unit_model.provenance.get(key)}, but is {plain(value)} now"
 

@@ -40,6 +40,10 @@ class HubertClusterConfig(Validatable):
     num_workers: int | None = None
     """Threads that read audio and compute MFCC; ``null`` is one for each core. The result does not depend on it."""
 
+    overwrite: bool = False
+    """Whether a unit model of another making in the output folder is replaced: of other features, data or settings.
+    Otherwise it is refused."""
+
     export_joblib: bool = False
     """Also write each codebook as a scikit-learn file (``<label set>.joblib``) that fairseq's scripts read."""
 

@@ -13,18 +13,20 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from hubert_plugin.audio import AudioPolicy
-from hubert_plugin.data.manifest import read_manifest
+from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.recipes.hubert.cluster.config import HubertClusterConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
+from hubert_plugin.units.clustering import making
 from hubert_plugin.units.codebooks import CodebookUnitModel
 from hubert_plugin.units.fit import FitResult, UnitModelFitter
 from hubert_plugin.units.mfcc import MFCC_SOURCE, MfccConfig
 from hubert_plugin.units.prepare import UNIT_MODEL_FILE
 from hubert_plugin.units.ranks import raise_together
+from hubert_plugin.units.replacing import raise_if_unit_model_lost
 from hubert_plugin.units.stored import open_feature_stream
 
 
@@ -78,6 +80,8 @@ def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
 
     result: FitResult | None = None
 
+    refuse_to_replace(context, config, manifest, source, fitter)
+
     if fitter.distributed:
         stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
 
@@ -95,6 +99,29 @@ def cluster(context: RecipeContext, config: HubertClusterConfig) -> None:
                     result = fitter.fit(stream, seed=config.seed, progress=progress)
 
             write_units(context, config, result)
+        except Exception as ex:
+            error = ex
+
+    raise_together(gang, error)
+
+
+def refuse_to_replace(
+    context: RecipeContext,
+    config: HubertClusterConfig,
+    manifest: Manifest,
+    source: FeatureSource,
+    fitter: UnitModelFitter,
+) -> None:
+    """End before the fit, on all ranks, if it would replace a unit model of another making."""
+    gang = context.gangs.root
+
+    error: Exception | None = None
+
+    if gang.rank == 0 and not config.overwrite:
+        try:
+            stream = open_feature_stream(manifest, source, config.audio, num_workers=config.num_workers)
+
+            raise_if_unit_model_lost(context.output_dir / UNIT_MODEL_FILE, making(stream, fitter, config.seed))
         except Exception as ex:
             error = ex
 
