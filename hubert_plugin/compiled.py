@@ -52,24 +52,49 @@ def compile_library(source: Path, *, target: str = "native", folder: Path | None
 
     command = [*find_compiler(), *OPTIONS, f"-march={target}"]
 
-    digest = hashlib.sha256(b"\0".join([text, " ".join(command).encode(), _processor().encode()])).hexdigest()[:16]
+    key = b"\0".join([text, *map(os.fsencode, command), _processor().encode()])
 
     try:
-        library = (folder or user_cache_dir() / "compiled") / f"{source.stem}-{digest}.so"
+        folder = folder or user_cache_dir() / "compiled"
 
-        if library.exists():
-            try:
-                return ctypes.CDLL(str(library))
-            except OSError:
-                pass  # damaged; it is made anew
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-        with atomic_path(library) as tmp:
-            _run(command, source, tmp)
+        library = folder / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:16]}.so"
 
-        return ctypes.CDLL(str(library))
+        if not _is_whole(library):
+            with atomic_path(library) as tmp:
+                _run(command, source, tmp)
+
+                # Loading a file that lacks a part ends the process: it has to be told before.
+                with tmp.open("ab") as fp:
+                    fp.write(hashlib.sha256(tmp.read_bytes()).digest())
+
+            library.chmod(0o600)
+
+        # What others can write to is not run.
+        if _is_ours(folder) and _is_ours(library):
+            return ctypes.CDLL(str(library))
+
+        return _compile_aside(command, source)
     except (OSError, StorageError):
         # No home, a full disk, or a folder that nothing may be run from.
         return _compile_aside(command, source)
+
+
+def _is_whole(library: Path) -> bool:
+    """Return whether the file is there and ends with the checksum of what is before."""
+    try:
+        data = library.read_bytes()
+    except FileNotFoundError:
+        return False
+
+    return hashlib.sha256(data[:-32]).digest() == data[-32:]
+
+
+def _is_ours(path: Path) -> bool:
+    status = path.stat()
+
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def find_compiler() -> list[str]:
@@ -77,7 +102,12 @@ def find_compiler() -> list[str]:
 
     :raises CompileError: There is none.
     """
-    commands = [shlex.split(named)] if (named := os.environ.get("CC", "").strip()) else [["gcc"], ["cc"], ["clang"]]
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as ex:
+        raise CompileError(f"CC={os.environ['CC']} is not a command ({ex})") from ex
+
+    commands = [named] if named else [["gcc"], ["cc"], ["clang"]]
 
     for name, *options in commands:
         if path := shutil.which(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import signal
@@ -33,6 +34,10 @@ from hubert_plugin.units.kernel import (
 from hubert_plugin.units.nearest import NearestCentroid
 
 Kernel = type[FloatKernel] | type[ByteKernel]
+
+COMPILE = "import sys; from pathlib import Path; from hubert_plugin.compiled import compile_library as c; " \
+    "c(Path(sys.argv[1]), folder=Path(sys.argv[2]))"  # fmt: skip
+"""A program that compiles a source into a folder."""
 
 
 def load(target: str = "native") -> NearestLibrary:
@@ -158,6 +163,85 @@ def test_features_that_repeat_each_other_do_no_harm() -> None:
     np.testing.assert_array_equal(assign(ByteKernel(library, c), x), exact_scores(x, c).argmin(axis=1))
 
 
+def test_the_bound_holds_for_what_rounding_takes_from_frames() -> None:
+    """Centroids that bytes hold exactly, and frames that lie half a step beside what they hold."""
+    library = library_for(ByteKernel)
+
+    rng = np.random.default_rng(0)
+
+    for _ in range(20):
+        half = rng.choice([-127.0, 127.0], (50, 17)).astype(np.float32)
+
+        c = np.concatenate([half, -half])  # with a mean of 0
+
+        x = (
+            rng.integers(-60, 60, (500, 17)) + rng.choice([-1, 1], (500, 17)) * rng.uniform(0.4, 0.5, (500, 17))
+        ).astype(np.float32)
+
+        x[:, 0] = 127.0
+
+        scores = exact_scores(x, c)
+
+        lost = np.take_along_axis(scores, assign(ByteKernel(library, c), x)[:, None], axis=1)[:, 0] - scores.min(axis=1)
+
+        assert (lost <= 1e-9).all()
+
+
+@pytest.mark.parametrize("offset", [2.0**27, 2.0**30])
+def test_offsets_that_frames_and_centroids_share_take_no_digits(offset: float) -> None:
+    library = library_for(ByteKernel)
+
+    rng = np.random.default_rng(0)
+
+    c, x = (rng.integers(-50, 51, (m, 40)).astype(np.float32) for m in (100, 400))
+
+    expected = np.square(x[:, None].astype(np.float64) - c).sum(axis=2)
+
+    for values in (c, x):
+        values[:, 0] = offset
+
+    expected = np.square(x[:, None].astype(np.float64) - c).sum(axis=2)
+
+    units = assign(ByteKernel(library, c), x)
+
+    np.testing.assert_array_equal(units, expected.argmin(axis=1))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-21, 1e-15, 1e-9, 1e9, 1e14])
+def test_scales_do_not_matter(scale: float) -> None:
+    c, x = problem(100, 39, 500, 0, 0.0, 0.0)
+
+    c, x = c * np.float32(scale), x * np.float32(scale)
+
+    # In float32, as far as its squares reach.
+    if scale > 1e-20:
+        units = NearestCentroid(c, precision="int8" if scale > 1e-12 else "auto")(torch.from_numpy(x)).numpy()
+
+        np.testing.assert_array_equal(units, exact_scores(x, c).argmin(axis=1))
+    elif load().nearest_bytes is not None:
+        assert NearestCentroid(c, precision="int8").precision == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_frames_of_other_types_are_read_as_what_they_are_and_of_other_shapes_refused(precision: str) -> None:
+    load()
+
+    c, x = problem(100, 64, 300, 0, 0.0, 0.0)
+
+    nearest_centroid = NearestCentroid(c, precision=precision)  # type: ignore[arg-type]
+
+    expected = exact_scores(x, c).argmin(axis=1)
+
+    for frames in (torch.from_numpy(x).double(), torch.from_numpy(x).requires_grad_(), torch.from_numpy(x).T.clone().T):
+        np.testing.assert_array_equal(nearest_centroid(frames).numpy(), expected)
+
+    np.testing.assert_array_equal(copy.deepcopy(nearest_centroid)(torch.from_numpy(x)).numpy(), expected)
+
+    for shape in ((5, 32), (5, 65), (5, 640), (64,)):
+        with pytest.raises(ValueError, match=r"must have the shape \(frames, 64\), but has"):
+            nearest_centroid(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("cls", [FloatKernel, ByteKernel])
 def test_of_equal_centroids_the_first_is_taken(cls: Kernel) -> None:
     library = library_for(cls)
@@ -228,7 +312,7 @@ def test_few_products_are_left_to_float32() -> None:
     assert library.bytes_pay(500, 39) and library.bytes_pay(100, 768)
     assert not library.bytes_pay(25, 39) and not library.bytes_pay(10, 768)
 
-    c = torch.zeros(500, 39)
+    c = torch.randn(500, 39)
 
     assert NearestCentroid(c).precision == "int8"
     assert NearestCentroid(c, precision="fp32").precision == "fp32"
@@ -339,11 +423,39 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
 
     file = tmp_path / "second" / name
 
-    file.parent.mkdir()
-    file.write_bytes(b"half")
+    file.parent.mkdir(mode=0o700)
 
-    assert compile_library(SOURCE, folder=file.parent).panel() in (2, 4)
-    assert file.stat().st_size > 1_000
+    whole = (tmp_path / "first" / name).read_bytes()
+
+    # Half a library would be loaded, and end the process.
+    for data in (b"half", whole[: len(whole) // 2], whole[:4096], whole[:-4096] + bytes(4096)):
+        file.unlink(missing_ok=True)
+        file.write_bytes(data)
+
+        run = subprocess.run([sys.executable, "-c", COMPILE, str(SOURCE), str(file.parent)])
+
+        assert run.returncode == 0
+        assert len(file.read_bytes()) == len(whole)
+
+
+def test_what_others_can_write_to_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load()
+
+    aside: list[Path] = []
+
+    original = compiled._compile_aside
+
+    monkeypatch.setattr(compiled, "_compile_aside", lambda *args: (aside.append(args[1]), original(*args))[1])
+
+    compile_library(SOURCE, folder=tmp_path / "mine")
+
+    assert not aside
+
+    (tmp_path / "mine").chmod(0o777)
+
+    compile_library(SOURCE, folder=tmp_path / "mine")
+
+    assert aside == [SOURCE]
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_for_this_process(tmp_path: Path) -> None:
@@ -362,10 +474,7 @@ def test_a_kill_while_compiling_leaves_nothing_that_would_be_loaded(tmp_path: Pa
         'echo half > "$out"; touch "$(dirname "$0")/begun"; sleep 60'
     )  # fmt: skip
 
-    code = "import sys; from pathlib import Path; from hubert_plugin.compiled import compile_library as c; " \
-        "c(Path(sys.argv[1]), folder=Path(sys.argv[2]))"  # fmt: skip
-
-    command = [sys.executable, "-c", code, str(SOURCE), str(tmp_path / "out")]
+    command = [sys.executable, "-c", COMPILE, str(SOURCE), str(tmp_path / "out")]
 
     process = subprocess.Popen(command, env={**os.environ, "CC": str(slow)}, start_new_session=True)
 

@@ -24,6 +24,10 @@ SOURCE: Final = Path(__file__).with_name("nearest.c")
 BYTE_SOURCE: Final = Path(__file__).with_name("nearest_bytes.c")
 
 
+BYTE_NORMS: Final = (1e-12, 1e15)
+"""How long the longest centroid may be, without the mean of all, for float32 to hold products of steps and squares."""
+
+
 class _ByteCentroids(Structure):
     """``byte_centroids`` of ``nearest_bytes.c``."""
 
@@ -35,7 +39,7 @@ class _ByteCentroids(Structure):
         ("offsets", c_void_p),
         ("half_norms", c_void_p),
         ("centroids", c_void_p),
-        ("exact", c_void_p),
+        ("full_norms", c_void_p),
         ("step", c_float),
         ("max_norm", c_float),
         ("max_bytes_norm", c_float),
@@ -97,7 +101,7 @@ def load_nearest_library() -> NearestLibrary | None:
     """Return the compiled sources; ``None`` if they cannot be had, or do not compute what they should."""
     try:
         library = NearestLibrary(compile_library(SOURCE), compile_library(BYTE_SOURCE))
-    except CompileError as ex:
+    except (CompileError, AttributeError) as ex:
         log.info("Units are assigned by NumPy and PyTorch, which is slower than in compiled form: {}.", ex)
 
         return None
@@ -168,7 +172,8 @@ class FloatKernel:
 class ByteKernel:
     """Nearest centroids by products of bytes that tell which centroids it can be, and exact sums for these.
 
-    The units are those of exact arithmetic: where two are closer than float32 tells apart, float64 decides.
+    The units are those of exact arithmetic: where two are closer than float32 tells apart, float64 decides. That holds
+    for frames up to 1e18, whose squares float32 holds, and for centroids in :data:`BYTE_NORMS`.
     """
 
     def __init__(self, library: NearestLibrary, centroids: Features) -> None:
@@ -198,8 +203,8 @@ class ByteKernel:
             "bytes": _pack(padded.reshape(len(padded), -1, 4), library.group),
             "offsets": padded.sum(axis=1, dtype=np.int32) * np.int32(-128),
             "half_norms": _pad(_half_norms(centred), library.group, np.inf),
-            "centroids": np.ascontiguousarray(centroids, np.float32),
-            "exact": 0.5 * np.square(centroids, dtype=np.float64).sum(axis=1),
+            "centroids": np.array(centroids, np.float32, order="C"),
+            "full_norms": _half_norms(centroids),
         }
 
         self._struct = _ByteCentroids(
@@ -230,6 +235,13 @@ class ByteKernel:
         )
 
         return again
+
+
+def fits_bytes(centroids: Features) -> bool:
+    """Return whether the longest centroid, without the mean of all, is neither too short nor too long."""
+    lowest, highest = BYTE_NORMS
+
+    return lowest <= _max_norm(centroids - centroids.mean(axis=0, dtype=np.float64)) <= highest
 
 
 def _pack(centroids: NDArray[Any], size: int) -> NDArray[Any]:

@@ -19,14 +19,14 @@ these, labels are those of ``fp32`` but for near ties that six standard deviatio
 
 from __future__ import annotations
 
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hubert_plugin.units.kernel import ByteKernel, FloatKernel, load_nearest_library
+from hubert_plugin.units.kernel import ByteKernel, FloatKernel, fits_bytes, load_nearest_library
 from hubert_plugin.units.screening import MAX_BYTE_DIM, ByteScreen, HalfScreen, Screen
 from hubert_plugin.units.threads import Workers, blocks_of, split_range
 
@@ -66,7 +66,9 @@ class NearestCentroid:
         if precision not in PRECISIONS:
             raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, but is '{precision}' instead.")
 
-        c = torch.as_tensor(centroids, dtype=torch.float32, device=device)
+        c = torch.as_tensor(centroids, dtype=torch.float32, device=device).detach()
+
+        self._making = (c, device, precision)
 
         self.device = c.device
 
@@ -95,6 +97,10 @@ class NearestCentroid:
 
         self._block_size = self._choose_block_size()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pointers into memory are of no use elsewhere.
+        return type(self), self._making
+
     def _create_kernel(self, centroids: Tensor, precision: Precision) -> FloatKernel | ByteKernel | None:
         if self.device.type != "cpu" or precision == "bf16" or (library := load_nearest_library()) is None:
             return None
@@ -102,10 +108,13 @@ class NearestCentroid:
         if precision == "fp32" or (precision == "auto" and not library.bytes_pay(self.num_centroids, self.dim)):
             return FloatKernel(library, centroids.numpy())
 
-        if library.nearest_bytes is not None and self.dim <= MAX_BYTE_DIM:
-            return ByteKernel(library, centroids.numpy())
+        if library.nearest_bytes is None:
+            return None
 
-        return None
+        if self.dim > MAX_BYTE_DIM or not fits_bytes(centroids.numpy()):
+            return FloatKernel(library, centroids.numpy())
+
+        return ByteKernel(library, centroids.numpy())
 
     def _choose_precision(self, precision: Precision) -> Precision:
         on_cpu = self.device.type == "cpu"
@@ -139,7 +148,15 @@ class NearestCentroid:
         :param frames: *Shape:* (M, D), float32, on the device of the centroids.
         :param workers: Threads to share the work, on a CPU.
         :returns: *Shape:* (M,), int64.
+        :raises ValueError: Frames have other features than centroids.
         """
+        if frames.ndim != 2 or frames.size(1) != self.dim:
+            raise ValueError(
+                f"`frames` must have the shape (frames, {self.dim}), but has {tuple(frames.shape)} instead."
+            )
+
+        frames = frames.detach().to(torch.float32)
+
         units = torch.empty(len(frames), dtype=torch.int64, device=self.device)
 
         def assign(part: slice) -> None:

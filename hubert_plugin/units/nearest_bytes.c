@@ -58,7 +58,7 @@ typedef struct {
     const int32_t *offsets;  /* (G, GROUP): -128 times the sum of the bytes of a centroid */
     const float *half_norms; /* (G, GROUP): |c - m|^2 / 2; infinite from K on */
     const float *centroids;  /* (K, D) */
-    const double *exact;     /* (K): |c|^2 / 2 */
+    const float *full_norms; /* (K): |c|^2 / 2 */
     float step;
     float max_norm;       /* the greatest |c - m| */
     float max_bytes_norm; /* the greatest |b| */
@@ -177,10 +177,13 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         squares[i] = s;
     }
 
+    /* What sums of so many squares, in float32, may lack. */
+    const __m512 lacking = _mm512_set1_ps(1.0f + (float)(dim / 16 + 16) * 0x1p-24f);
+
     const __m512 highest = _mm512_max_ps(maxima_of(top), _mm512_set1_ps(1e-30f));
 
     out->step = _mm512_mul_ps(highest, _mm512_set1_ps(1.0f / 127.0f));
-    out->norm = _mm512_sqrt_ps(sums_of(squares));
+    out->norm = _mm512_mul_ps(_mm512_sqrt_ps(sums_of(squares)), lacking);
 
     float inverses[LANES];
 
@@ -207,8 +210,8 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
     }
 
     /* In steps so far; each is rounded in its 24th digit, which is 2^-17. */
-    out->rest = _mm512_mul_ps(
-        out->step, _mm512_add_ps(_mm512_sqrt_ps(sums_of(rests)), _mm512_set1_ps(0x1p-17f * sqrtf((float)dim))));
+    out->rest = _mm512_mul_ps(out->step, _mm512_fmadd_ps(_mm512_sqrt_ps(sums_of(rests)), lacking,
+                                                         _mm512_set1_ps(0x1p-17f * sqrtf((float)dim))));
 
     for (int64_t q = 0; q < (dim + 3) / 4; q += 16) {
         __m512i tile[16];
@@ -282,10 +285,15 @@ INLINE float product_f32(const float *x, const float *c, int64_t dim) {
     return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
 
-static double product_f64(const float *x, const float *c, int64_t dim) {
+/* |c - m|^2 / 2 - (x - m) . (c - m): without the mean, as large offsets would leave less digits for the rest. */
+static double score_f64(const float *x, const float *c, const float *mean, int64_t dim) {
     double sum = 0.0;
 
-    for (int64_t d = 0; d < dim; d++) sum += (double)x[d] * c[d];
+    for (int64_t d = 0; d < dim; d++) {
+        const double centred = (double)c[d] - mean[d];
+
+        sum += centred * (0.5 * centred - ((double)x[d] - mean[d]));
+    }
 
     return sum;
 }
@@ -298,7 +306,7 @@ static int32_t nearest_of(const float *x, float norm, int64_t dim, const byte_ce
     for (int32_t i = 0; i < count; i++) {
         const int32_t k = candidates[i];
 
-        scores[i] = (float)c->exact[k] - product_f32(x, c->centroids + (int64_t)k * dim, dim);
+        scores[i] = c->full_norms[k] - product_f32(x, c->centroids + (int64_t)k * dim, dim);
 
         if (scores[i] < lowest) lowest = scores[i];
     }
@@ -323,7 +331,7 @@ static int32_t nearest_of(const float *x, float norm, int64_t dim, const byte_ce
     for (int32_t i = 0; i < count; i++) {
         if (scores[i] <= limit) {
             const int32_t k = candidates[i];
-            const double value = c->exact[k] - product_f64(x, c->centroids + (int64_t)k * dim, dim);
+            const double value = score_f64(x, c->centroids + (int64_t)k * dim, c->mean, dim);
 
             if (value < least) {
                 least = value;
