@@ -64,3 +64,14 @@ def problem(k: int, dim: int, n: int, seed: int, spread: float, offset: float) -
     c, x = ((rng.standard_normal((m, dim)) * scale + mean).astype(np.float32) for m in (k, n))
 
     return c, x
+
+
+def losses(x: np.ndarray, c: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the scores of ``units`` are above the lowest, in float64, and the size of what was summed."""
+    scores = exact_scores(x, c)
+
+    lost = np.take_along_axis(scores, units[:, None], axis=1)[:, 0] - scores.min(axis=1)
+
+    norms = np.linalg.norm(x.astype(np.float64), axis=1) * np.linalg.norm(c.astype(np.float64), axis=1).max()
+
+    return lost, norms + np.abs(scores).max(initial=0.0)
