@@ -48,7 +48,8 @@ def compile_library(source: Path, *, target: str = "native", folder: Path | None
     if sys.platform == "win32" or platform.machine().lower() not in ("x86_64", "amd64"):
         raise CompileError(f"there is none for {sys.platform} on {platform.machine()}")
 
-    text = source.read_bytes()
+    # It may include what is beside it.
+    text = b"\0".join(path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))])
 
     command = [*find_compiler(), *OPTIONS, f"-march={target}"]
 

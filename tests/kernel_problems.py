@@ -33,15 +33,6 @@ def load(target: str = "native") -> NearestLibrary:
     return NearestLibrary(compile_library(SOURCE, target=target), compile_library(BYTE_SOURCE, target=target))
 
 
-def library_for(cls: Kernel) -> NearestLibrary:
-    library = load()
-
-    if cls is ByteKernel and library.nearest_bytes is None:
-        pytest.skip("this processor does not multiply bytes")
-
-    return library
-
-
 def assign(k: FloatKernel | ByteKernel, x: np.ndarray) -> np.ndarray:
     out = np.full(len(x), -1, np.int64)
 

@@ -6,7 +6,6 @@ Letters: *M* frames, *D* features of a frame, *K* centroids.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -28,12 +27,17 @@ BYTE_NORMS: Final = (1e-12, 1e15)
 """How long the longest centroid may be, without the mean of all, for float32 to hold products of steps and squares."""
 
 
+_MIN_LEVELS: Final = 40
+"""To how many steps the largest centroid may be rounded: with fewer, more candidates are left than time is saved."""
+
+
 class _ByteCentroids(Structure):
     """``byte_centroids`` of ``nearest_bytes.c``."""
 
     _fields_: Final = [  # type: ignore[misc]
         ("num_centroids", c_int64),
         ("num_groups", c_int64),
+        ("num_together", c_int64),
         ("mean", c_void_p),
         ("bytes", c_void_p),
         ("offsets", c_void_p),
@@ -65,22 +69,24 @@ class NearestLibrary:
         self.nearest_f32.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p]
         self.nearest_f32.restype = None
 
-        self.nearest_bytes: Any = None
-        """``None`` if the processor does not multiply bytes (AVX-512 VNNI)."""
+        self.group: int = byte_library.group()
+        """How many centroids meet a block of frames at a time, by bytes."""
 
-        if byte_library.has_bytes():
-            self.group: int = byte_library.group()
-            """How many centroids meet a block of frames at a time, by bytes."""
+        self.zero: int = byte_library.zero()
+        """What frames of zeros are as bytes."""
 
-            self.nearest_bytes = byte_library.nearest_bytes
+        self.together: int = byte_library.together()
+        """How many quads are summed in 16 bits, at most; 0 if 32 bits are there for all."""
 
-            self.nearest_bytes.argtypes = [c_void_p, c_int64, c_int64, POINTER(_ByteCentroids), c_void_p, c_void_p]
-            self.nearest_bytes.restype = c_int64
+        self.nearest_bytes: Any = byte_library.nearest_bytes
 
-            self.num_room_bytes: Any = byte_library.num_room_bytes
+        self.nearest_bytes.argtypes = [c_void_p, c_int64, c_int64, POINTER(_ByteCentroids), c_void_p, c_void_p]
+        self.nearest_bytes.restype = c_int64
 
-            self.num_room_bytes.argtypes = [c_int64, c_int64]
-            self.num_room_bytes.restype = c_int64
+        self.num_room_bytes: Any = byte_library.num_room_bytes
+
+        self.num_room_bytes.argtypes = [c_int64, c_int64]
+        self.num_room_bytes.restype = c_int64
 
     def bytes_pay(self, num_centroids: int, dim: int) -> bool:
         """Return whether products of bytes are faster than those of float32. They take a quarter of the time, but
@@ -88,12 +94,9 @@ class NearestLibrary:
 
         Measured with 39 features, where 50 centroids are even, and with 768, where 32 are.
         """
-        if self.nearest_bytes is None:
-            return False
-
         num_products = dim * -(-num_centroids // self.lanes)
 
-        return 0.75 * num_products > 1.5 * dim + 60
+        return 0.75 * num_products > (1.5 * dim + 60) * 16 / self.lanes
 
 
 @lru_cache(maxsize=1)
@@ -121,12 +124,7 @@ def _computes_well(library: NearestLibrary) -> bool:
 
     expected = np.square(x[:, None].astype(np.float64) - c).sum(axis=2).argmin(axis=1)
 
-    kernels: Sequence[FloatKernel | ByteKernel] = [FloatKernel(library, c)]
-
-    if library.nearest_bytes is not None:
-        kernels = [*kernels, ByteKernel(library, c)]
-
-    for kernel in kernels:
+    for kernel in (FloatKernel(library, c), ByteKernel(library, c)):
         out = np.empty(len(x), np.int64)
 
         kernel(x, out)
@@ -186,22 +184,19 @@ class ByteKernel:
 
         centred = centroids.astype(np.float64) - mean
 
-        step = np.float32(max(float(np.abs(centred).max()), 1e-30) / 127.0)
+        num_together, num_levels = _plan_sums(centred, library)
 
-        whole = np.rint(centred / step).clip(-127, 127)
+        step = np.float32(max(float(np.abs(centred).max()), 1e-30) / num_levels)
 
-        # Four features are multiplied at a time.
-        quads = np.zeros((num_centroids, -(-dim // 4) * 4), np.int8)
+        whole = np.rint(centred / step).clip(-num_levels, num_levels)
 
-        quads[:, :dim] = whole
-
-        padded = _pad(quads, library.group)
+        padded = _pad(_quads(whole, np.int8), library.group)  # (K, Q, 4)
 
         # Kept here for as long as they are pointed to.
         self._arrays: dict[str, NDArray[Any]] = {
             "mean": mean,
-            "bytes": _pack(padded.reshape(len(padded), -1, 4), library.group),
-            "offsets": padded.sum(axis=1, dtype=np.int32) * np.int32(-128),
+            "bytes": _pack(padded, library.group),
+            "offsets": padded.sum(axis=(1, 2), dtype=np.int32) * np.int32(-library.zero),
             "half_norms": _pad(_half_norms(centred), library.group, np.inf),
             "centroids": np.array(centroids, np.float32, order="C"),
             "full_norms": _half_norms(centroids),
@@ -210,6 +205,7 @@ class ByteKernel:
         self._struct = _ByteCentroids(
             num_centroids=num_centroids,
             num_groups=len(padded) // library.group,
+            num_together=num_together,
             step=float(step),
             max_norm=_max_norm(centred),
             max_bytes_norm=_max_norm(whole * np.float64(step)),
@@ -235,6 +231,58 @@ class ByteKernel:
         )
 
         return again
+
+
+def _plan_sums(centred: NDArray[np.float64], library: NearestLibrary) -> tuple[int, int]:
+    """Return how many quads of products are summed in 16 bits, and to how many steps the largest number is rounded.
+
+    Fewer steps let more quads fit; what they leave open is computed again.
+
+    :param centred: *Shape:* (K, D).
+    """
+    if library.together == 0:
+        return 0, 127
+
+    quads = _quads(centred / max(float(np.abs(centred).max()), 1e-30), np.float64)
+
+    # What the bytes of centroids that meet in 16 bits may add up to.
+    largest_sum = np.iinfo(np.int16).max // (2 * library.zero - 1)
+
+    for num_together in range(min(quads.shape[1], library.together), 1, -1):
+        # Rounded, each of 2 num_together numbers may be larger by a half. (A single centroid is all zeros.)
+        num_levels = int((largest_sum - num_together) / max(_largest_sum(quads, num_together), 1.0))
+
+        if num_levels >= _MIN_LEVELS:
+            return num_together, min(num_levels, 127)
+
+    return 1, 127
+
+
+def _quads(centroids: NDArray[np.float64], dtype: type[np.generic]) -> NDArray[Any]:
+    """Return four features after another, as they are multiplied: (K, D) as (K, Q, 4), with zeros from D on."""
+    num_centroids, dim = centroids.shape
+
+    quads = np.zeros((num_centroids, -(-dim // 4) * 4), dtype)
+
+    quads[:, :dim] = centroids
+
+    return quads.reshape(num_centroids, -1, 4)
+
+
+def _largest_sum(quads: NDArray[np.float64], num_together: int) -> float:
+    """Return the largest sum of numbers of one sign that meet in 16 bits: neighbours, of ``num_together`` quads.
+
+    Frames, as bytes, are not negative: sums of products are between those of the negative numbers and of the others.
+
+    :param quads: *Shape:* (K, Q, 4).
+    """
+    pairs = quads.reshape(*quads.shape[:2], 2, 2)
+
+    starts = np.arange(0, quads.shape[1], num_together)
+
+    sums = [np.add.reduceat(part.sum(axis=-1), starts, axis=1) for part in (-pairs.clip(max=0.0), pairs.clip(min=0.0))]
+
+    return max(float(s.max()) for s in sums)
 
 
 def fits_bytes(centroids: Features) -> bool:

@@ -8,8 +8,8 @@ is left out, as scikit-learn does, which also keeps float32 rounding out of near
 In float32 (``fp32``) the labels are those of scikit-learn's ``predict`` and fairseq's ``dump_km_label.py``.
 
 ``bf16`` and ``int8`` screen first: the mean of the centroids is removed, products are computed in a half or a quarter
-of the bits, and what these leave open is computed again. ``auto`` is ``int8`` where the CPU multiplies bytes and there
-are enough features for it to pay, else ``fp32``.
+of the bits, and what these leave open is computed again. ``auto`` is ``int8`` where there are enough features and
+centroids for it to pay (without the compiled kernel: on CPUs with VNNI), else ``fp32``.
 
 On a CPU this is done by a kernel in C (:mod:`hubert_plugin.units.kernel`), if the machine has a compiler for it; its
 ``int8`` gives the labels of exact arithmetic. Otherwise products are NumPy's, whose library is a tenth to a third
@@ -107,9 +107,6 @@ class NearestCentroid:
 
         if precision == "fp32" or (precision == "auto" and not library.bytes_pay(self.num_centroids, self.dim)):
             return FloatKernel(library, centroids.numpy())
-
-        if library.nearest_bytes is None:
-            return None
 
         if self.dim > MAX_BYTE_DIM or not fits_bytes(centroids.numpy()):
             return FloatKernel(library, centroids.numpy())
