@@ -227,6 +227,9 @@ def run_cell(out: Path, cell: Cell, corpus: Path, sizes: Sizes) -> dict[str, Any
             f"dataset.{manifest}",
             f"dataset.label_dir={labels}",
             f"dataset.labels=[{','.join(cell.labels)}]",
+            # The paper's masks, not the demo's.
+            "task.config.mask.prob=0.8",
+            "task.config.mask.span_len=10",
             f"regime.num_steps={sizes.num_steps}",
             f"regime.validate_every_n_steps={every}",
             f"regime.checkpoint_every_n_steps={every}",

@@ -146,7 +146,7 @@ PRETRAIN_DEFAULTS: Final[Mapping[str, Any]] = {
     "model": {"arch": "tiny"},
     "task": {"config": {"global_batch_seconds": None, "batching": {"batch_seconds": 15.0}}},
     "trainer": {"grad_accumulation": {"num_batches": 1}},
-    "regime": {"num_steps": 1000, "keep_last_n_checkpoints": 1, "keep_best_n_checkpoints": 1},
+    "regime": {"num_steps": 700, "keep_last_n_checkpoints": 1, "keep_best_n_checkpoints": 1},
 }
 """What `pretrain` does without a preset, as far as its cost depends on it."""
 

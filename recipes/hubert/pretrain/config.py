@@ -51,7 +51,8 @@ class HubertPretrainConfig(Validatable):
             name=HUBERT_PRETRAIN,
             config=HubertPretrainTaskConfig(
                 batching=BatchConfig(batch_seconds=15.0, max_seconds=4.0, min_seconds=0.5),
-                mask=MaskConfig(),
+                # 41 % of these frames. The paper masks 58 % of them, in spans twice as long: few updates learn less.
+                mask=MaskConfig(prob=0.5, span_len=5),
                 valid_batch_seconds=60.0,
             ),
         )
@@ -90,13 +91,13 @@ class HubertPretrainConfig(Validatable):
 
     regime: RegimeSection = field(
         default_factory=lambda: RegimeSection(
-            num_steps=1000,
+            num_steps=700,
             score_metric="masked_accuracy",
-            validate_every_n_steps=500,
-            checkpoint_every_n_steps=500,
+            validate_every_n_steps=350,
+            checkpoint_every_n_steps=350,
             keep_last_n_checkpoints=1,
             keep_best_n_checkpoints=1,
-            publish_metrics_every_n_steps=100,
+            publish_metrics_every_n_steps=50,
         )
     )
 
