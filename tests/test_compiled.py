@@ -52,7 +52,7 @@ def write_compiler(path: Path, script: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("why", ["switched off", "no compiler", "a failing compiler", "another processor"])
+@pytest.mark.parametrize("why", ["switched off", "no compiler", "no command", "failing", "another processor"])
 def test_without_it_numpy_finds_the_same(why: str, anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if why == "switched off":
         anew.setenv("HUBERT_COMPILED", "0")
@@ -61,7 +61,10 @@ def test_without_it_numpy_finds_the_same(why: str, anew: pytest.MonkeyPatch, tmp
         anew.setenv("PATH", str(tmp_path))
         anew.delenv("CC", raising=False)
         expected = r"no C compiler was found \(gcc, cc, clang\)"
-    elif why == "a failing compiler":
+    elif why == "no command":
+        anew.setenv("CC", "gcc '-O2")
+        expected = r"CC=gcc '-O2 is not a command \(No closing quotation\)"
+    elif why == "failing":
         anew.setenv("CC", str(write_compiler(tmp_path / "mycc", "echo 'mycc: fatal error: no backend' >&2; exit 4")))
         expected = "mycc' failed: mycc: fatal error: no backend"
     else:

@@ -186,6 +186,20 @@ def test_frames_of_other_types_are_read_as_what_they_are_and_of_other_shapes_ref
             nearest_centroid(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_centroids_may_be_changed_later(precision: str) -> None:
+    c, x = problem(100, 64, 300, 0, 0.0, 0.0)
+
+    expected = exact_scores(x, c).argmin(axis=1)
+
+    nearest_centroid = NearestCentroid(c, precision=precision)  # type: ignore[arg-type]
+
+    c[:] = 0.0
+
+    for these in (nearest_centroid, copy.deepcopy(nearest_centroid)):
+        np.testing.assert_array_equal(these(torch.from_numpy(x)).numpy(), expected)
+
+
 @pytest.mark.parametrize("cls", [FloatKernel, ByteKernel])
 def test_of_equal_centroids_the_first_is_taken(cls: Kernel) -> None:
     library = load()

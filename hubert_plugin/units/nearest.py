@@ -66,7 +66,8 @@ class NearestCentroid:
         if precision not in PRECISIONS:
             raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, but is '{precision}' instead.")
 
-        c = torch.as_tensor(centroids, dtype=torch.float32, device=device).detach()
+        # Its own: the caller's may change later.
+        c = torch.as_tensor(centroids, dtype=torch.float32, device=device).detach().clone()
 
         self._making = (c, device, precision)
 
