@@ -37,7 +37,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.machine import describe_machine, format_limit, matmul_limit, print_machine
-from benchmarks.train_step import choose_dtypes, create_config
+from benchmarks.step import choose_dtypes, create_config
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model

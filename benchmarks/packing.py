@@ -31,7 +31,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.machine import describe_machine, print_machine
-from benchmarks.train_step import choose_dtypes
+from benchmarks.step import choose_dtypes
 from hubert_plugin import frames
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model

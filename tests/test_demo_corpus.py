@@ -209,6 +209,25 @@ def test_the_gpl_library_never_enters_this_process(folder: Path) -> None:
     assert "hubert_plugin.demo.espeak" not in sys.modules
 
 
+SAY_ALL_TWICE = """
+from hubert_plugin.demo.espeak import Espeak
+from hubert_plugin.demo.speakers import _VARIANTS
+
+def say(variant):
+    with Espeak() as engine:
+        return engine.say("a fox", f"en-us+{variant}", wpm=190, pitch=60, pitch_range=40, seed=5).pcm.tobytes()
+
+print([variant for variant in _VARIANTS if say(variant) != say(variant)])
+"""
+
+
+def test_no_voice_depends_on_what_was_said_before() -> None:
+    """Or else an utterance would depend on which worker makes it, and when."""
+    run = subprocess.run([sys.executable, "-c", SAY_ALL_TWICE], capture_output=True, text=True, check=True)
+
+    assert run.stdout == "[]\n"
+
+
 def test_neither_corpus_nor_workers_import_torch() -> None:
     code = (
         "import sys, hubert_plugin.demo, hubert_plugin.demo._worker; "

@@ -36,7 +36,7 @@ from hubert_plugin.demo.tables import SPLITS, count_audio_bytes, update_root, wr
 from hubert_plugin.errors import ConfigError, MissingDependencyError, StorageError, format_problems
 from hubert_plugin.frames import seconds
 
-MAKER_VERSION: Final = 1
+MAKER_VERSION: Final = 2
 """To be raised with every change that makes another corpus from the same options: cached ones are then made anew."""
 
 _FORMAT: Final = "hubert_demo_corpus"

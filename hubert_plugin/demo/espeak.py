@@ -8,7 +8,8 @@ package may import this module.
 Facts about libespeak-ng 1.52 that the code below answers to:
 
 - All its state is global: one engine a process, one call at a time.
-- Noise is drawn from a generator that differs from run to run unless ``espeak_ng_SetRandSeed`` is called.
+- Noise is drawn from a generator that differs from run to run unless ``espeak_ng_SetRandSeed`` is called; that of
+  voices with ``breath`` (Reed, caleb) from the C library's ``rand``, which goes on from one sentence to the next.
 - Wave phases survive between calls and even ``espeak_Terminate``, so what a sentence sounds like depends on what was
   said before. Unloading the library, in under a millisecond, is the cheap reset.
 - ``espeak_Initialize`` fails, with 0, where the path of its data has more than about 140 characters. It is therefore
@@ -128,6 +129,8 @@ class Espeak:
 
         self._lib = lib
 
+        self._libc: Any = C.CDLL(None) if os.name == "posix" else C.CDLL("msvcrt")
+
         self._chunks: list[NDArray[np.int16]] = []
 
         self._speech = Speech(np.zeros(0, np.int16))
@@ -158,6 +161,8 @@ class Espeak:
             self._lib.espeak_SetParameter(parameter, value, 0)
 
         self._lib.espeak_ng_SetRandSeed(C.c_long(seed))
+
+        self._libc.srand(C.c_uint(seed))
 
         self._chunks = []
 
