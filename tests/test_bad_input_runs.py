@@ -89,7 +89,7 @@ def contents(folder: Path, *, but: Sequence[str] = ("logs", "cache")) -> Mapping
         (["model.config_overrides.ffn_dim=32"], ["holds another run", "`model.config_overrides.ffn_dim` was 64"]),
         (["dataset.train_split=valid"], ["holds another run", "`dataset.train_split` was 'train'", "'valid' now"]),
         (["criterion.config.alpha=1.0"], ["holds another run", "`criterion.config.alpha`"]),
-        (["task.config.mask.span_len=5"], ["holds another run", "`task.config.mask.span_len`"]),
+        (["task.config.mask.span_len=6"], ["holds another run", "`task.config.mask.span_len`"]),
         (["optimizer.name=adamw", "set:optimizer.config={}"], ["holds another run", "`optimizer.name` was 'muon'"]),
     ],
 )
