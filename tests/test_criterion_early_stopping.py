@@ -58,7 +58,7 @@ def early_config(corpus: Path, **sections: Any) -> dict[str, Any]:
     """A model that never learns: its score never improves."""
     config = pretrain_config(
         corpus,
-        optimizer={"config": {"lr": 1e-30}},
+        optimizer={"config": {"lr": 1e-30, "conv_lr": 1e-30}},
         regime={"num_steps": 40, "validate_every_n_steps": 4, "checkpoint_every_n_steps": 4},
         early_stopping={"patience": 2},
     )

@@ -21,7 +21,7 @@ def iter_source_files(repo_dir: Path) -> Iterator[str]:
     """Yield the names that the wheel must hold."""
     for folder, target in ROOTS.items():
         for path in (repo_dir / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".c") or path.name == "py.typed":
+            if path.suffix in (".py", ".yaml", ".c", ".h") or path.name == "py.typed":
                 yield f"{target}/{path.relative_to(repo_dir / folder).as_posix()}"
 
 
