@@ -2,7 +2,7 @@
  * for a while, then in 32. The letters and macros are those of that file.
  *
  * The products of two neighbours, y < 128 and |b| < 128, fit into 16 bits; so do, as most b are small, those of some
- * quads more: kernel.py tells how many. Widened only then, bytes cost a little more than a fourth of what float32 does.
+ * quads more: kernel.py tells how many. Widened only then, bytes take about a third of the time of float32.
  */
 
 #include <immintrin.h>
@@ -21,7 +21,7 @@
 #define MAX_STEPS 63
 #define ZERO 64
 
-/* So many quads are summed in 16 bits, at most: more would leave them too few steps. */
+/* So many quads are summed in 16 bits, at most: more leave them fewer steps, and won nothing. */
 #define TOGETHER 12
 
 typedef __m256 vec;

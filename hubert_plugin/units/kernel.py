@@ -28,7 +28,8 @@ BYTE_NORMS: Final = (1e-12, 1e15)
 
 
 _MIN_LEVELS: Final = 40
-"""To how many steps the largest centroid may be rounded: with fewer, more candidates are left than time is saved."""
+"""To how many steps the largest number of centroids is rounded at least: fewer leave more candidates, and 37 won
+nothing over 56 any more (768 features, 500 centroids)."""
 
 
 class _ByteCentroids(Structure):
