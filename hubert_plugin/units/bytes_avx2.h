@@ -262,19 +262,6 @@ INLINE void score(const int32_t *quads, int64_t num_quads, const byte_centroids 
     }
 }
 
-/* Returns which of BLOCK scores are not above their limit, bit by bit. */
-INLINE uint64_t hits_of(const float *scores, const vec *limit) {
-    uint64_t hits = 0;
-
-    UNROLL for (int v = 0; v < VECTORS; v++) {
-        const vec value = _mm256_loadu_ps(scores + v * LANES);
-
-        hits |= (uint64_t)_mm256_movemask_ps(_mm256_cmp_ps(value, limit[v], _CMP_LE_OQ)) << (v * LANES);
-    }
-
-    return hits;
-}
-
 INLINE float product_f32(const float *x, const float *c, int64_t dim) {
     vec even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
 

@@ -230,16 +230,3 @@ INLINE float product_f32(const float *x, const float *c, int64_t dim) {
 
     return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
-
-/* Returns which of BLOCK scores are not above their limit, bit by bit. */
-INLINE uint64_t hits_of(const float *scores, const vec *limit) {
-    uint64_t hits = 0;
-
-    UNROLL for (int v = 0; v < VECTORS; v++) {
-        const __m512 value = _mm512_loadu_ps(scores + v * LANES);
-
-        hits |= (uint64_t)_mm512_cmp_ps_mask(value, limit[v], _CMP_LE_OQ) << (v * LANES);
-    }
-
-    return hits;
-}

@@ -62,6 +62,17 @@ typedef struct {
 #error "a processor with AVX2 and FMA is needed"
 #endif
 
+/* A word of bits for each of so many frames. */
+typedef uint32_t words __attribute__((vector_size(4 * LANES), may_alias));
+
+/* The centroids that can be the nearest ones of a block of frames. */
+typedef struct {
+    uint32_t *sets;          /* (ceil(K / 32), BLOCK): which ones, bit by bit */
+    uint32_t where[BLOCK];   /* which sets are not empty, bit by bit: bit w % 32 for set w */
+    uint32_t several[BLOCK]; /* whether there is more than one: 0 if not */
+    uint32_t unit[BLOCK];    /* if not: the only one; 0 if there is none */
+} hits;
+
 /* How many centroids meet a block of frames at a time. */
 int group(void) { return GROUP; }
 
@@ -75,7 +86,8 @@ int together(void) { return TOGETHER; }
 int64_t num_room_bytes(int64_t dim, int64_t num_groups) {
     const int64_t row = (dim + 63) / 64 * 16, num_centroids = num_groups * GROUP;
 
-    return LINE + 4 * ((4 + 4 * LANES + LANES + BLOCK) * row + BLOCK * num_centroids * 2 + num_centroids);
+    return LINE + 4 * ((4 + 4 * LANES + LANES + BLOCK) * row + BLOCK * (num_centroids + (num_centroids + 31) / 32) +
+                       2 * num_centroids);
 }
 
 /* |c - m|^2 / 2 - (x - m) . (c - m): without the mean, as large offsets would leave less digits for the rest. */
@@ -91,17 +103,80 @@ static double score_f64(const float *x, const float *c, const float *mean, int64
     return sum;
 }
 
+/* Finds the scores of a block that are not above the limits of their frames. Nothing here depends on what is found: jumps
+ * that cannot be foreseen would take most of the time. */
+static void find_hits(const float *scores, int64_t num_centroids, const vec *limit, hits *out) {
+    words any[VECTORS] = {}, several[VECTORS] = {}, where[VECTORS] = {}, first[VECTORS] = {};
+
+    for (int64_t from = 0; from < num_centroids; from += 32) {
+        const int64_t to = from + 32 < num_centroids ? from + 32 : num_centroids;
+        const uint32_t this_set = 1u << (from / 32 % 32);
+
+        /* Four vectors at a time, as sets and limits fit into registers then. */
+        for (int v = 0; v < VECTORS; v += 4) {
+            words set[4] = {}, bit = (words){} + 1;
+
+            for (int64_t k = from; k < to; k++) {
+                UNROLL for (int i = 0; i < 4; i++) {
+                    const vec value = *(const vec *)(scores + k * BLOCK + (v + i) * LANES);
+
+                    set[i] |= (words)(value <= limit[v + i]) & bit;
+                }
+
+                bit += bit;
+            }
+
+            UNROLL for (int i = 0; i < 4; i++) {
+                const words hit = (words)(set[i] != 0), hit_before = (words)(any[v + i] != 0);
+
+                *(words *)(out->sets + from / 32 * BLOCK + (v + i) * LANES) = set[i];
+
+                several[v + i] |= set[i] & ((set[i] - 1) | hit_before);
+                where[v + i] |= hit & this_set;
+                first[v + i] |= hit & (uint32_t)from;
+                any[v + i] |= set[i];
+            }
+        }
+    }
+
+    for (int v = 0; v < VECTORS; v++) {
+        memcpy(out->several + v * LANES, several + v, sizeof(words));
+        memcpy(out->where + v * LANES, where + v, sizeof(words));
+
+        for (int i = 0; i < LANES; i++)
+            out->unit[v * LANES + i] = first[v][i] + (any[v][i] ? __builtin_ctz(any[v][i]) : 0);
+    }
+}
+
+/* Lists the centroids that can be nearest to the i-th frame of a block. */
+static int32_t list_candidates(const hits *found, int64_t num_centroids, int32_t i, int32_t *candidates) {
+    int32_t count = 0;
+
+    for (uint32_t where = found->where[i]; where; where &= where - 1) {
+        for (int64_t w = __builtin_ctz(where); 32 * w < num_centroids; w += 32) {
+            for (uint32_t set = found->sets[w * BLOCK + i]; set; set &= set - 1)
+                candidates[count++] = (int32_t)(32 * w + __builtin_ctz(set));
+        }
+    }
+
+    return count;
+}
+
 /* Returns which of `count` candidates is nearest to x, the first if there are several. */
 static int32_t nearest_of(const float *x, float norm, int64_t dim, const byte_centroids *c, const int32_t *candidates,
                           int32_t count, float *scores) {
-    float lowest = INFINITY;
+    float lowest = INFINITY, second = INFINITY;
+    int32_t unit = candidates[0];
 
     for (int32_t i = 0; i < count; i++) {
         const int32_t k = candidates[i];
+        const float value = c->full_norms[k] - product_f32(x, c->centroids + (int64_t)k * dim, dim);
+        const float higher = value > lowest ? value : lowest;
 
-        scores[i] = c->full_norms[k] - product_f32(x, c->centroids + (int64_t)k * dim, dim);
-
-        if (scores[i] < lowest) lowest = scores[i];
+        scores[i] = value;
+        second = higher < second ? higher : second;
+        unit = value < lowest ? k : unit;
+        lowest = value < lowest ? value : lowest;
     }
 
     /* A lane sums an even half of its products and an odd one, then lanes are summed in five steps at most; all of it in
@@ -109,17 +184,9 @@ static int32_t nearest_of(const float *x, float norm, int64_t dim, const byte_ce
     const float longest = c->max_full_norm;
     const float limit = lowest + 4.0f * 0x1p-24f * (dim / (2 * LANES) + 8) * longest * (norm + longest);
 
+    if (second > limit) return unit;
+
     double least = INFINITY;
-    int32_t unit = candidates[0], num_close = 0;
-
-    for (int32_t i = 0; i < count; i++) {
-        if (scores[i] <= limit) {
-            unit = candidates[i];
-            num_close++;
-        }
-    }
-
-    if (num_close == 1) return unit;
 
     for (int32_t i = 0; i < count; i++) {
         if (scores[i] <= limit) {
@@ -146,13 +213,14 @@ int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, cons
                       int64_t *out) {
     const int64_t num_quads = (dim + 3) / 4, row = (dim + 63) / 64 * 16, num_padded = c->num_groups * GROUP;
 
-    float *mean = (float *)(((uintptr_t)room + LINE - 1) / LINE * LINE); /* (4 row) */
-    float *centred = mean + 4 * row;                                     /* (16, 4 row) */
-    int32_t *rows = (int32_t *)(centred + LANES * 4 * row);              /* (16, row) */
-    int32_t *quads = rows + LANES * row;                                 /* (row, BLOCK) */
-    float *scores = (float *)(quads + row * BLOCK);                      /* (K, BLOCK) */
-    int32_t *candidates = (int32_t *)(scores + num_padded * BLOCK);      /* (BLOCK, K) */
-    float *scores_again = (float *)(candidates + BLOCK * num_padded);    /* (K) */
+    float *mean = (float *)(((uintptr_t)room + LINE - 1) / LINE * LINE);      /* (4 row) */
+    float *centred = mean + 4 * row;                                          /* (16, 4 row) */
+    int32_t *rows = (int32_t *)(centred + LANES * 4 * row);                   /* (16, row) */
+    int32_t *quads = rows + LANES * row;                                      /* (row, BLOCK) */
+    float *scores = (float *)(quads + row * BLOCK);                           /* (K, BLOCK) */
+    uint32_t *sets = (uint32_t *)(scores + num_padded * BLOCK);               /* (ceil(K / 32), BLOCK) */
+    int32_t *candidates = (int32_t *)(sets + (num_padded + 31) / 32 * BLOCK); /* (K) */
+    float *scores_again = (float *)(candidates + num_padded);                 /* (K) */
 
     memset(mean, 0, 4 * row * sizeof(float));
     memcpy(mean, c->mean, dim * sizeof(float));
@@ -200,31 +268,33 @@ int64_t nearest_bytes(const float *frames, int64_t num_frames, int64_t dim, cons
             score(quads, num_quads, c, g, unit, ahead, scores + g * GROUP * BLOCK, best);
         }
 
-        int32_t num_candidates[BLOCK] = {0};
         vec limit[VECTORS];
 
         for (int v = 0; v < VECTORS; v++) limit[v] = 2.0f * bound[v] + best[v];
 
-        /* Not those beyond K: where squares are not finite, no score is above the limit. */
-        for (int64_t k = 0; k < c->num_centroids; k++) {
-            for (uint64_t hits = hits_of(scores + k * BLOCK, limit); hits; hits &= hits - 1) {
-                const int i = __builtin_ctzll(hits);
+        hits found;
 
-                candidates[i * num_padded + num_candidates[i]++] = (int32_t)k;
-            }
+        found.sets = sets;
+
+        /* Not those beyond K: where squares are not finite, no score is above the limit. */
+        find_hits(scores, c->num_centroids, limit, &found);
+
+        int32_t open[BLOCK], num_open = 0;
+
+        for (int32_t i = 0; i < count; i++) {
+            out[start + i] = found.unit[i];
+
+            open[num_open] = i;
+            num_open += found.several[i] != 0;
         }
 
-        for (int64_t i = 0; i < count; i++) {
-            const int32_t *these = candidates + i * num_padded;
+        for (int32_t j = 0; j < num_open; j++) {
+            const int32_t i = open[j], num_candidates = list_candidates(&found, c->num_centroids, i, candidates);
 
-            if (num_candidates[i] < 2) {
-                out[start + i] = num_candidates[i] ? these[0] : 0;
-            } else {
-                out[start + i] =
-                    nearest_of(frames + (start + i) * dim, norm[i], dim, c, these, num_candidates[i], scores_again);
+            out[start + i] =
+                nearest_of(frames + (start + i) * dim, norm[i], dim, c, candidates, num_candidates, scores_again);
 
-                num_again += num_candidates[i];
-            }
+            num_again += num_candidates;
         }
     }
 
