@@ -67,6 +67,25 @@ def test_older_processors_have_fewer_lanes_and_sum_bytes_in_16_bits() -> None:
     assert library.together > 1
 
 
+@pytest.mark.parametrize("target", ["native", "haswell"])
+@pytest.mark.parametrize("num_alike", [32, 1_024])
+def test_candidates_are_found_wherever_they_stand_among_many(target: str, num_alike: int) -> None:
+    """Those of a frame are kept in words of 32 bits, and the words that hold some in a word of 32 bits, too."""
+    rng = np.random.default_rng(0)
+
+    # Bytes cannot tell apart what is a multiple of `num_alike` away.
+    c = rng.standard_normal((num_alike, 16)).astype(np.float32)[np.arange(2_100) % num_alike]
+    c += 1e-3 * rng.standard_normal(c.shape).astype(np.float32)
+
+    k = ByteKernel(load(target), c)
+
+    out = np.empty(len(c), np.int64)
+
+    assert k(c, out) >= len(c) * (len(c) // num_alike)
+
+    np.testing.assert_array_equal(out, np.arange(len(c)))
+
+
 def test_features_that_repeat_each_other_do_no_harm() -> None:
     """Their rounding errors do not cancel each other, so that the bound has to hold for the worst."""
     library = load()
