@@ -88,12 +88,24 @@ def _holds_itself(value: object, above: tuple[int, ...]) -> bool:
     return id(value) in above or any(_holds_itself(item, (*above, id(value))) for item in items)
 
 
+def check_config_values(config_kls: type, source: ConfigSource) -> None:
+    """Check the values of ``source`` as :func:`check_config_keys` does, and leave unknown keys to fairseq2.
+
+    :raises ConfigError: Names every such value.
+    """
+    _check(config_kls, [source], keys=False)
+
+
 def check_config_keys(config_kls: type, sources: Sequence[ConfigSource]) -> None:
     """Check that every key of ``sources``, merged in order over ``config_kls``, is a field of the dataclass tree, and
     what fairseq2 would take for something else: 2.5 for a whole number, a word for the list of its letters.
 
     :raises ConfigError: Names every unknown key with its dotted path and the nearest known keys, and such values.
     """
+    _check(config_kls, sources, keys=True)
+
+
+def _check(config_kls: type, sources: Sequence[ConfigSource], *, keys: bool) -> None:
     if not is_dataclass(config_kls):
         return
 
@@ -102,7 +114,7 @@ def check_config_keys(config_kls: type, sources: Sequence[ConfigSource]) -> None
     except TypeError:
         default = None  # fairseq2 says what is wrong with the recipe
 
-    checker = _KeyChecker(config_kls, default)
+    checker = _Checker(config_kls, default, keys=keys)
 
     for source in sources:
         checker.check(source)
@@ -114,9 +126,11 @@ def check_config_keys(config_kls: type, sources: Sequence[ConfigSource]) -> None
         raise ConfigError(format_problems("The configuration cannot be used:", checker.problems))
 
 
-class _KeyChecker:
-    def __init__(self, kls: type, default: object) -> None:
+class _Checker:
+    def __init__(self, kls: type, default: object, *, keys: bool) -> None:
         self.problems: list[str] = []
+
+        self._judges_keys = keys
 
         self._kls = kls
         self._default = default
@@ -152,7 +166,12 @@ class _KeyChecker:
                 self._add_problem(str(key), known, path)
 
     def _check_value(self, value: object, hint: object, default: object, path: tuple[str, ...]) -> None:
-        origin, args = get_origin(hint), get_args(hint)
+        options = _options(hint)
+
+        # `list[int] | None` holds what `list[int]` does.
+        items = options[0] if len(options) == 1 else hint
+
+        origin, args = get_origin(items), get_args(items)
 
         if reason := _why_unusable(value, hint, path):
             self.problems.append(f"{self._label}: `{'.'.join(path)}` {reason}.")
@@ -172,6 +191,9 @@ class _KeyChecker:
                 self._check_value(item, args[0], None, (*path[:-1], f"{path[-1]}[{idx}]"))
 
     def _add_problem(self, key: str, known: Sequence[str], path: tuple[str, ...]) -> None:
+        if not self._judges_keys:
+            return
+
         section = ".".join(path)
         dotted = ".".join((*path, key))
 
@@ -195,9 +217,7 @@ def _why_unusable(value: object, hint: object, path: tuple[str, ...]) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "must be a number, but is NaN"
 
-    options = [
-        o for o in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)) if o is not type(None)
-    ]
+    options = _options(hint)
 
     if isinstance(value, float) and not value.is_integer() and options == [int]:
         return f"must be a whole number, but is {value}"
@@ -214,6 +234,11 @@ def _why_unusable(value: object, hint: object, path: tuple[str, ...]) -> str:
         return f"must hold keys and values, but is {value!r}"
 
     return ""
+
+
+def _options(hint: object) -> list[Any]:
+    """Return the types that ``hint`` allows besides ``None``."""
+    return [o for o in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)) if o is not type(None)]
 
 
 def _entries(values: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -237,9 +262,7 @@ def get_hints(kls: type) -> dict[str, Any]:
 
 def maybe_section_kls(hint: object) -> type | None:
     """Return the dataclass that ``hint`` stands for, if it stands for exactly one."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-    sections = [o for o in options if isinstance(o, type) and is_dataclass(o)]
+    sections = [o for o in _options(hint) if isinstance(o, type) and is_dataclass(o)]
 
     return sections[0] if len(sections) == 1 else None
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
+from hubert_plugin.config_check import ConfigSource, check_config_values
 from hubert_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ class ComponentSection(SupportsStructure):
 
         config = without_leftovers(resolver, self.component_kls, self.name, self.config)
 
+        check_component_values(resolver, self.component_kls, self.name, config)
+
         try:
             self.config = manager.structure_component_config(self.component_kls, self.name, config)
         except ComponentNotKnownError:
@@ -260,6 +263,18 @@ def without_leftovers(resolver: DependencyResolver, kls: type, name: str, config
     return {key: value for key, value in config.items() if key in own or key not in known_elsewhere}
 
 
+def check_component_values(resolver: DependencyResolver, kls: type, name: str, config: object) -> None:
+    """Check the values of the component ``name`` of interface ``kls`` that fairseq2 would take for others: it makes 2.5
+    units 2. The recipe's own components are checked before, with all other keys; those chosen instead only here.
+
+    :raises ConfigError: Names all of them.
+    """
+    entry = resolver.maybe_resolve(_ComponentEntry, key=(kls, name))
+
+    if entry is not None and isinstance(config, Mapping):
+        check_config_values(entry.config_kls, ConfigSource(f"the configuration of '{name}'", config))
+
+
 def prepare_section(section: Any, resolver: DependencyResolver, kls: type) -> None:
     """Make ready a section of fairseq2's that names a component, before it is structured.
 
@@ -273,6 +288,8 @@ def prepare_section(section: Any, resolver: DependencyResolver, kls: type) -> No
         raise unknown_name_error(kls.__name__, section.name, names)
 
     section.config = without_leftovers(resolver, kls, section.name, section.config)
+
+    check_component_values(resolver, kls, section.name, section.config)
 
 
 def _field_names(kls: type) -> set[str]:

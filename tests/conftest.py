@@ -14,6 +14,8 @@ os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(4, os.cpu_count() or 1))))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hubert_plugin  # noqa: F401 - finds libsndfile, which fairseq2 asks for wherever a test imports it first
+
 # Jobs that a shell starts in the background ignore SIGINT, and so would what the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,7 @@ import pytest
 from refinement import Refinement, two_rounds, write_manifests
 
 from hubert_plugin.recipes.hubert.iterate.config import HubertIterateConfig
-from hubert_plugin.refinement.fit import layer_problems, transcript_problems
+from hubert_plugin.refinement.fit import layer_problems, measure_problems, transcript_problems
 from hubert_plugin.refinement.load import load_config
 from hubert_plugin.refinement.settings import dump_yaml
 from hubert_plugin.refinement.store import open_workshop
@@ -81,6 +81,58 @@ def test_a_choice_from_layers_that_will_not_be_measured_is_named(tmp_path: Path)
     assert "of which 1, 2 will be measured" in problem
 
     assert "`layers` holds 8, but the model of round1" in layers(tmp_path, options={"analyze": {"layers": [1, 8]}})[0]
+
+
+def measures(folder: Path, measure: str, **changes: Any) -> list[str]:
+    config = two_rounds(write_manifests(folder / "data"), **{"choice": {"measure": measure}, **changes})
+
+    return measure_problems(workshop(folder, config), ())
+
+
+@pytest.mark.parametrize(
+    ("measure", "what", "option", "file"),
+    [
+        ("pnmi", "phone times", "dataset.alignment", "align.tsv"),
+        ("abx", "item files", "dataset.items", "phoneme.item"),
+    ],
+)
+def test_a_measure_without_what_it_needs_is_named(
+    tmp_path: Path, measure: str, what: str, option: str, file: str
+) -> None:
+    (problem,) = measures(tmp_path, measure)
+
+    assert problem.startswith(
+        f"round2 / choice: `choice.measure` is {measure}, for which round1/analyze needs {what}, but there are none: "
+        f"name them with `{option}`"
+    )
+
+    assert measures(tmp_path, measure, rounds=rounds(3)) == []  # nothing is chosen
+
+    (tmp_path / "data" / f"valid.{file}").touch()  # as the demo corpus has it
+
+    assert measures(tmp_path, measure) == []
+
+
+def test_a_measure_has_what_it_needs_where_it_is_named(tmp_path: Path) -> None:
+    times, items = tmp_path / "times.tsv", tmp_path / "x.item"
+
+    times.touch()
+    items.touch()
+
+    for measure in ("auto", "unsupervised"):
+        assert measures(tmp_path, measure) == []
+
+    for measure in ("pnmi", "abx"):
+        assert measures(tmp_path, measure, dataset={"items": [str(items)], "alignment": {"path": str(times)}}) == []
+        assert measures(tmp_path, measure, dataset={"manifest_dir": None, "demo": {}}) == []
+
+    for measure, options in (("pnmi", {"alignment": {"path": str(times)}}), ("abx", {"abx": {"items": [str(items)]}})):
+        assert measures(tmp_path, measure, options={"analyze": options}) == []
+
+    # Manifests of a folder of audio, once they are made, have no times beside them.
+    (problem,) = measures(tmp_path, "abx", dataset={"manifest_dir": None, "source": str(tmp_path)})
+
+    assert "item files" in problem
 
 
 def finetune(folder: Path, **config: Any) -> dict[str, Any]:

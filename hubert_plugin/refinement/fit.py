@@ -1,4 +1,5 @@
-"""Whether options fit what is there, or will be: layers the models that rounds train, transcripts the audio.
+"""Whether options fit what is there, or will be: layers the models that rounds train, measures what is known of the
+audio, transcripts the audio.
 
 Verbs find such things when they open a model or a corpus: in a refinement, after the trainings before.
 """
@@ -14,11 +15,17 @@ from hubert_plugin.errors import HubertError
 from hubert_plugin.refinement.config import HUBERT_LAYER
 from hubert_plugin.refinement.overview import round_shape
 from hubert_plugin.refinement.plan import needs_choice
-from hubert_plugin.refinement.settings import merge, structure
+from hubert_plugin.refinement.settings import flatten, merge, structure
 from hubert_plugin.refinement.steps import Step
-from hubert_plugin.refinement.workshop import Workshop
+from hubert_plugin.refinement.workshop import Workshop, choice_source
 
 _TRANSCRIPTS = "dataset.transcripts."
+
+_NEEDED = {
+    "pnmi": ("phone times", "alignment.path", "dataset.alignment", ("align.tsv",)),
+    "abx": ("item files", "abx.items", "dataset.items", ("triphone.item", "phoneme.item")),
+}
+"""By measure: what it needs, the option of `analyze` that names it, ours, and what is found beside a manifest."""
 
 
 def layer_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
@@ -69,6 +76,38 @@ def layer_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
     return problems
 
 
+def measure_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
+    """Say for which rounds `choice.measure` asks for phone times or item files that there are none of.
+
+    :param refused: The steps whose options are refused by their verbs.
+    """
+    config = shop.config
+
+    measure = config.choice.measure
+
+    if measure not in _NEEDED or config.dataset.demo is not None:
+        return []
+
+    what, key, option, suffixes = _NEEDED[measure]
+
+    problems: list[str] = []
+
+    for idx in range(len(config.rounds)):
+        if not needs_choice(config, idx) or (source := choice_source(config, idx)) in refused:
+            continue
+
+        if flatten(shop.steps[source].make(shop).options).get(key) or _are_beside(shop, suffixes):
+            continue
+
+        problems.append(
+            f"{config.round_name(idx)} / choice: `choice.measure` is {measure}, for which {source} needs {what}, but "
+            f"there are none: name them with `{option}`, or set `choice.measure` to auto, or name the layer "
+            f"(`rounds[{idx}].features.layer`)."
+        )
+
+    return problems
+
+
 def transcript_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
     """Say what is wrong with the transcripts of recognisers, as far as there are manifests to hold them against.
 
@@ -93,6 +132,13 @@ def _num_layers(shop: Workshop, idx: int, refused: Collection[str]) -> int | Non
     shape = round_shape(shop, idx)
 
     return None if shape is None else shape.num_layers
+
+
+def _are_beside(shop: Workshop, suffixes: Collection[str]) -> bool:
+    if shop.manifest_dir is None:
+        return False
+
+    return any((shop.manifest_dir / f"{shop.config.dataset.valid_split}.{s}").is_file() for s in suffixes)
 
 
 def _readers(shop: Workshop, idx: int) -> list[int]:
