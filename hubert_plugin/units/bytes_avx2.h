@@ -123,14 +123,25 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
     for (int i = 0; i < LANES; i++) {
         float *to = centred + i * 4 * row;
 
-        vec t = _mm256_setzero_ps(), s = _mm256_setzero_ps();
+        /* Two sums each, as a sum waits for the one before. */
+        vec t[2] = {}, s[2] = {};
 
-        for (int64_t d = 0; d < whole; d += 8) centre(_mm256_loadu_ps(x[i] + d), mean + d, to + d, &t, &s);
+        int64_t d = 0;
 
-        if (whole < dim) centre(load_first(x[i] + whole, dim - whole), mean + whole, to + whole, &t, &s);
+        for (; d + 16 <= dim; d += 16) {
+            UNROLL for (int j = 0; j < 2; j++)
+                centre(_mm256_loadu_ps(x[i] + d + 8 * j), mean + d + 8 * j, to + d + 8 * j, t + j, s + j);
+        }
 
-        top[i] = t;
-        squares[i] = s;
+        if (d < whole) {
+            centre(_mm256_loadu_ps(x[i] + d), mean + d, to + d, t, s);
+            d += 8;
+        }
+
+        if (d < dim) centre(load_first(x[i] + d, dim - d), mean + d, to + d, t + 1, s + 1);
+
+        top[i] = _mm256_max_ps(t[0], t[1]);
+        squares[i] = _mm256_add_ps(s[0], s[1]);
     }
 
     /* What sums of so many squares, in float32, may lack. */
@@ -151,14 +162,14 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         const float *from = centred + i * 4 * row;
         const vec inverse = _mm256_set1_ps(inverses[i]);
 
-        vec r = _mm256_setzero_ps();
+        vec r[2] = {};
 
         int64_t d = 0;
 
         for (; d + 32 <= dim; d += 32) {
             __m256i four[4];
 
-            UNROLL for (int j = 0; j < 4; j++) four[j] = round_to_steps(from + d + 8 * j, inverse, &r);
+            UNROLL for (int j = 0; j < 4; j++) four[j] = round_to_steps(from + d + 8 * j, inverse, r + j % 2);
 
             const __m256i bytes =
                 _mm256_packus_epi16(_mm256_packs_epi32(four[0], four[1]), _mm256_packs_epi32(four[2], four[3]));
@@ -170,13 +181,13 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         }
 
         for (; d < dim; d += 8) {
-            const __m256i one = round_to_steps(from + d, inverse, &r);
+            const __m256i one = round_to_steps(from + d, inverse, r);
             const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));
 
             _mm_storel_epi64((__m128i *)(rows + i * row + d / 4), _mm_packus_epi16(words, words));
         }
 
-        rests[i] = r;
+        rests[i] = _mm256_add_ps(r[0], r[1]);
     }
 
     /* In steps so far; each is rounded in its 24th digit, which is 2^-17. */
