@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import soundfile as sf
 from builders import make_corpus
 from golden import FAIRSEQ
 from processes import assert_answer
-from test_transcribe_command import done, read_records, read_summary, transcribe
+from transcribing import MODEL, done, read_records, read_summary, transcribe
 
 from hubert_plugin import load_hubert_ctc
 
-MODEL = FAIRSEQ / "tiny_ctc.pt"
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("speech"), num_train=1, num_valid=6, seconds=(0.5, 1.2))
 
 
 def make_audio(folder: Path) -> Path:
@@ -105,3 +109,89 @@ def test_the_preset_of_a_language_model_asks_for_one(tmp_path: Path) -> None:
     run = done(transcribe(tmp_path / "b", *overrides, "decoder.needs_lm=false", args=["--preset", "ngram"]))
 
     assert json.loads((tmp_path / "b" / "transcribe.json").read_text())["decoder"]["name"] == "beam"
+
+
+def test_recordings_that_break_are_skipped_on_request(corpus: Path, tmp_path: Path) -> None:
+    broken = make_corpus(tmp_path / "broken", num_train=1, num_valid=2, seconds=(0.5, 0.6))
+
+    next((broken / "wav").rglob("valid01.wav")).write_bytes(b"RIFF")
+
+    overrides = [f"model={MODEL}", f"input={broken / 'valid.tsv'}"]
+
+    assert_answer(transcribe(tmp_path / "a", *overrides), ["1 of 2 recordings cannot be read", "valid01.wav"])
+
+    run = done(transcribe(tmp_path / "b", *overrides, "on_bad_audio=skip"))
+
+    assert "1 of 2 recordings could not be read and have an empty line" in run.text
+    assert (tmp_path / "b" / "transcripts.txt").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "phrases"),
+    [
+        (["input=x.wav"], ["`model` must name a fine-tuned HuBERT"]),
+        (["model={model}", "input=/no/such/file.wav"], ["What is not there", "'/no/such/file.wav'"]),
+        (["model={pretrained}", "input={corpus}/valid.tsv"], ["was not fine-tuned for recognition"]),
+        (
+            ["model={model}", "input={corpus}/valid.tsv", "symbols=fairseq_letters"],
+            ["'fairseq_letters' has 32, but the checkpoint has 13 outputs"],
+        ),
+        (["model={model}", "input={corpus}/valid.tsv", "decoder.lm=x.arpa"], ["set `decoder.name=beam`"]),
+        (
+            ["model={model}", "input={corpus}/valid.tsv", "decoder={{name: beam, lm: /no/lm.arpa}}"],
+            ["There is no language model '/no/lm.arpa'"],
+        ),
+        (
+            ["model={model}", "input={corpus}/valid.tsv", "tune.trials=3"],
+            ["`decoder.lm` must be given"],
+        ),
+        (
+            ["model={model}", "input={corpus}/valid.tsv", "rescoring.lm=some_lm"],
+            ["must be 2 or more, but is 1"],
+        ),
+        (["model={model}", "formats=[pdf]", "on_bad_audio=maybe", "input=3"], ["names pdf", "'maybe'", "but is 3"]),
+        (["model={model}", "input={corpus}/wav", "decoder.beem=3"], ["beem", "beam"]),
+    ],
+)
+def test_what_cannot_be_done_is_answered_with_sentences(
+    overrides: Sequence[str], phrases: Sequence[str], corpus: Path, tmp_path: Path
+) -> None:
+    places = {"model": MODEL, "pretrained": FAIRSEQ / "tiny_post.pt", "corpus": corpus}
+
+    assert_answer(transcribe(tmp_path / "out", *(o.format(**places) for o in overrides)), phrases)
+
+
+def test_a_training_run_is_not_written_into(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_10").mkdir(parents=True)
+
+    run = transcribe(tmp_path, f"model={MODEL}", f"input={corpus / 'valid.tsv'}")
+
+    assert_answer(run, ["holds a training run"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_a_file_without_a_readable_header_is_named_or_skipped(kind: str, tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path / "broken", num_train=1, num_valid=2, seconds=(0.5, 0.6)) / "wav"
+
+    (broken,) = folder.rglob("valid01.wav")
+
+    broken.write_bytes(b"RIFF")
+
+    what = f"input={folder}" if kind == "folder" else f"input=[{','.join(map(str, sorted(folder.rglob('*.wav'))))}]"
+
+    run = transcribe(tmp_path / "refused", f"model={MODEL}", what)
+
+    assert_answer(run, ["valid01.wav", "set `on_bad_audio=skip` to give them an empty transcript"])
+
+    # That is a key of `manifest`.
+    assert "on_error" not in run.text
+
+    done(transcribe(tmp_path / "out", f"model={MODEL}", what, "on_bad_audio=skip"))
+
+    rows = [json.loads(line) for line in (tmp_path / "out/transcripts.jsonl").read_text().splitlines()]
+
+    assert {Path(row["id"]).name: "error" in row for row in rows} == {
+        "train00.wav": False,
+        "valid00.wav": False,
+        "valid01.wav": True,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,14 @@ def finetune(output_dir: Path, config: Path, *overrides: str, **kwargs: Any) -> 
 def assert_ok(runs: Run | Sequence[Run]) -> None:
     for run in [runs] if isinstance(runs, Run) else runs:
         assert run.poll() == 0, run.raw[-4000:]
+
+
+def write_lines(name: str, change: Callable[[list[str]], Sequence[str]]) -> Callable[[Path], None]:
+    """Return what rewrites the lines of a file of a corpus."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / name
+
+        path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+
+    return spoil
