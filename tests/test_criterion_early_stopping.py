@@ -195,6 +195,10 @@ def test_score_of_any_head_picks_the_best_checkpoint(tmp_path: Path) -> None:
 def test_unknown_score_is_answered_with_a_sentence(corpus: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", pretrain_config(corpus))
 
-    run = command_server().pretrain(tmp_path / "out", config, "regime.score_metric=masked_acuracy")
+    for name, hint in (
+        ("masked_acuracy", "Did you mean 'masked_accuracy' or "),
+        ("qqq", "The log shows which there are"),
+    ):
+        run = command_server().pretrain(tmp_path / "out", config, f"regime.score_metric={name}")
 
-    assert_answer(run, ["masked_acuracy"])
+        assert_answer(run, [f"'{name}' is not a known metric (`regime.score_metric`", hint])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, Protocol
 
+from fairseq2.metrics.recorders import MetricDescriptorRegistry
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import RegimeSection
 from fairseq2.trainer import Trainer
 from torch.nn import Module
 
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
+from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_early_stopper
@@ -39,8 +42,13 @@ def create_trainer(
     """Return the trainer of a run, which goes on from its last checkpoint if there is one.
 
     :param dp_model: What is trained: ``model``, or its data-parallel wrapper.
+    :raises ConfigError: ``regime.score_metric`` names no metric.
     """
     resolver = context.resolver
+
+    regime = resolver.resolve(RegimeSection)
+
+    check_score_metric(regime.score_metric, resolver.resolve(MetricDescriptorRegistry))
 
     guard = guard_updates(nonfinite, dp_model, model, context.gangs, train_step)
 
@@ -48,7 +56,7 @@ def create_trainer(
 
     stopper = create_early_stopper(
         early_stopping,
-        resolver.resolve(RegimeSection),
+        regime,
         context.output_dir,
         last_step_nr=last_step_nr,
         has_validation=readers.valid is not None,
@@ -72,3 +80,20 @@ def create_trainer(
     train_step.observe(trainer)
 
     return trainer
+
+
+def check_score_metric(name: str | None, registry: MetricDescriptorRegistry) -> None:
+    """Check that there is a metric ``name``: fairseq2 says only that there is none.
+
+    :raises ConfigError: There is none; tells the nearest.
+    """
+    if name is None or registry.maybe_get(name) is not None:
+        return
+
+    near = get_close_matches(name, list(registry._descriptors), n=3)
+
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else "The log shows which there are."
+
+    raise ConfigError(
+        f"'{name}' is not a known metric (`regime.score_metric`, by which the best checkpoint is chosen). {hint}"
+    )
