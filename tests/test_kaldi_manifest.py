@@ -230,6 +230,43 @@ def test_a_damaged_archive_of_audio_is_named(data: Path) -> None:
     assert "wav.scp:1: 'r0' lies in" in message and "wav.scp:2: 'r1' lies in" in message and "no such file" in message
 
 
+def test_recordings_whose_files_are_missing_are_left_out_on_request(data: Path) -> None:
+    skip = ScanOptions(on_error="skip", num_workers=2)
+
+    (data.parent / "wav/r3.flac").unlink()
+
+    assert "wav.scp:4: 'r3' lies in" in fail(data)
+
+    found = scan(data, options=skip)
+
+    assert [u.name for u in found.scan.utterances] == ["r0", "r1", "r2", "r4"]
+
+    ((key, reason),) = found.scan.skipped
+
+    assert key == "r3" and "wav.scp:4: it lies in '" in reason and "r3.flac', but there is no such file" in reason
+
+    # It is no mistake then if tables have lines for it.
+    (data / "segments").write_text("a r0 0.1 0.9\nb r3 0 1\n")
+    (data / "utt2spk").write_text("a s\nb s\n")
+
+    found = scan(data, options=skip)
+
+    assert [u.name for u in found.scan.utterances] == ["a"] and [key for key, _ in found.scan.skipped] == ["r3"]
+
+    # Nothing is left.
+    (data / "segments").unlink()
+    (data / "utt2spk").unlink()
+    (data / "wav.scp").write_text("r3 /no/such.wav\n")
+
+    message = fail(data, options=skip)
+
+    assert (
+        "Nothing is left of the 1 audio files" in message
+        and "1 cannot be used" in message
+        and "no such file" in message
+    )
+
+
 def test_commands_are_refused_unless_they_are_allowed(data: Path, tmp_path: Path) -> None:
     count = tmp_path / "count"
 

@@ -81,20 +81,28 @@ def scan_kaldi(
     """
     source = Path(os.path.abspath(source))
 
+    problems: list[tuple[str, str]] = []
+
+    def leave_out(recording: str, reason: str) -> None:
+        problems.append((recording, reason))
+
     try:
-        entries = read_scp(source / "wav.scp", allow_pipes=allow_pipes)
+        on_missing = leave_out if options.on_error == "skip" else None
+
+        entries = read_scp(source / "wav.scp", allow_pipes=allow_pipes, on_missing=on_missing)
+
+        known = {e.key for e in entries} | {recording for recording, _ in problems}
 
         _refuse_ranges(source / "wav.scp", entries)
 
-        recordings, problems = _locate_recordings(entries, options, audio_dir)
+        recordings = _locate_recordings(entries, options, audio_dir, problems)
 
         root = _common_root([path for path, _ in recordings.values()])
 
         refs = {key: os.path.relpath(path, root) + part for key, (path, part) in recordings.items()}
 
         if (source / "segments").is_file():
-            refs, more = _read_segments(source / "segments", root, refs, {e.key for e in entries}, options)
-
+            refs, more = _read_segments(source / "segments", root, refs, known, options)
             problems += more
 
         _refuse_repeated(source, refs)
@@ -156,9 +164,9 @@ def _refuse_repeated(source: Path, refs: Mapping[str, str]) -> None:
 
 
 def _locate_recordings(
-    entries: Sequence[ScpEntry], options: ScanOptions, audio_dir: Path | None
-) -> tuple[dict[str, tuple[str, str]], list[tuple[str, str]]]:
-    """Return path and byte range (``""`` or ``:offset:length``) of each recording, and what is wrong."""
+    entries: Sequence[ScpEntry], options: ScanOptions, audio_dir: Path | None, problems: list[tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Return path and byte range (``""``, ``:offset:length``) of each recording; add what is wrong to ``problems``."""
     ends = _ends_in_archives(entries)
 
     def locate(entry: ScpEntry) -> tuple[str, str]:
@@ -195,7 +203,6 @@ def _locate_recordings(
         located = list(pool.map(locate_or_tell, entries))
 
     recordings: dict[str, tuple[str, str]] = {}
-    problems: list[tuple[str, str]] = []
 
     for entry, place in zip(entries, located, strict=True):
         if isinstance(place, AudioError):
@@ -203,7 +210,7 @@ def _locate_recordings(
         else:
             recordings[entry.key] = place
 
-    return recordings, problems
+    return recordings
 
 
 def _ends_in_archives(entries: Sequence[ScpEntry]) -> dict[tuple[str, int | None], int]:

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -67,7 +67,13 @@ class ScpEntry:
         return f"[{','.join(f'{first}:{last}' for first, last in ends)}]"
 
 
-def read_scp(path: Path, *, allow_pipes: bool = False, pipe_advice: str = ALLOW_PIPES_ADVICE) -> list[ScpEntry]:
+def read_scp(
+    path: Path,
+    *,
+    allow_pipes: bool = False,
+    pipe_advice: str = ALLOW_PIPES_ADVICE,
+    on_missing: Callable[[str, str], None] | None = None,
+) -> list[ScpEntry]:
     """Read a script file. Nothing it names is opened, and no command runs.
 
     Relative paths are taken relative to the script file's folder if the file is there, else, as kaldi does, to the
@@ -75,6 +81,8 @@ def read_scp(path: Path, *, allow_pipes: bool = False, pipe_advice: str = ALLOW_
 
     :param allow_pipes: Whether lines may be commands (``sph2pipe … |``), which are run when the object is read.
     :param pipe_advice: What the error tells to do about commands that are not allowed.
+    :param on_missing: Called with the key of each line that names a file which does not exist, and why it is left out.
+        ``None``: such lines are an error.
     :raises KaldiFormatError: The file is missing or empty, or lines are malformed, repeated, commands or name files
         that do not exist: all of them at once.
     """
@@ -119,11 +127,14 @@ def read_scp(path: Path, *, allow_pipes: bool = False, pipe_advice: str = ALLOW_
             exists[file] = _locate(path.parent, file)
 
         if (located := exists[file]) is None:
-            problems.append(f"{place}: '{key}' lies in '{file}', but there is no such file")
+            if on_missing is None:
+                problems.append(f"{place}: '{key}' lies in '{file}', but there is no such file")
+            else:
+                on_missing(key, f"{place}: it lies in '{file}', but there is no such file")
         else:
             entries.append(ScpEntry(key, located, offset, ranges, line=nr))
 
-    if not entries and not problems:
+    if not first and not problems:
         problems.append(f"{path}: is empty; it must have a line 'utterance path' for each utterance")
 
     if problems:

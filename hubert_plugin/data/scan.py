@@ -157,6 +157,8 @@ def measure_audio(
     if on_found is not None:
         on_found(len(candidates))
 
+    num_files = len(candidates) + len(problems)
+
     problems = list(problems)
 
     utterances: list[Utterance] = []
@@ -194,10 +196,12 @@ def measure_audio(
         )
 
     if not utterances:
-        raise ManifestError(
-            f"Nothing is left of the {len(candidates)} audio files under '{source}': {num_too_short} are too short, "
+        message = (
+            f"Nothing is left of the {num_files} audio files under '{source}': {num_too_short} are too short, "
             f"{num_too_long} too long, {len(problems)} cannot be used."
         )
+
+        raise ManifestError(format_problems(message, [m for _, m in problems]) if problems else message)
 
     return ScanResult(
         root, utterances, problems, num_too_short, num_too_long, dict(sorted(sample_rates.items())), num_multichannel
