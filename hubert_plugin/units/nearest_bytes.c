@@ -104,7 +104,7 @@ static double score_f64(const float *x, const float *c, const float *mean, int64
 }
 
 /* Finds the scores of a block that are not above the limits of their frames. Nothing here depends on what is found: jumps
- * that cannot be foreseen would take most of the time. */
+ * that cannot be foreseen took most of the time. */
 static void find_hits(const float *scores, int64_t num_centroids, const vec *limit, hits *out) {
     words any[VECTORS] = {}, several[VECTORS] = {}, where[VECTORS] = {}, first[VECTORS] = {};
 
