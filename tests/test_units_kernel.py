@@ -86,6 +86,29 @@ def test_candidates_are_found_wherever_they_stand_among_many(target: str, num_al
     np.testing.assert_array_equal(out, np.arange(len(c)))
 
 
+@pytest.mark.parametrize("target", ["native", "haswell"])
+@pytest.mark.parametrize("dim", [4_097, 9_000, 65_536])
+def test_sums_over_many_features_are_exact(target: str, dim: int) -> None:
+    """Integer sums grow to 2^30, and float32's lose digits that the bound has to make up for."""
+    c, x = problem(40, dim, 70, dim, 0.0, 3.0)
+
+    # Between two centroids, a little nearer to one.
+    share = np.linspace(0.4999, 0.5001, len(x), dtype=np.float32)[:, None]
+
+    x = c[np.arange(len(x)) % 40] * share + c[np.arange(1, len(x) + 1) % 40] * (1 - share)
+
+    lost, size = losses(x, c, assign(ByteKernel(load(target), c), x))
+
+    assert (lost <= 1e-13 * size).all()
+
+    # All with the largest byte.
+    x = np.where(c[:20] > c.mean(axis=0), 50.0, -50.0).astype(np.float32)
+
+    lost, size = losses(x, c, assign(ByteKernel(load(target), c), x))
+
+    assert (lost <= 1e-13 * size).all()
+
+
 def test_features_that_repeat_each_other_do_no_harm() -> None:
     """Their rounding errors do not cancel each other, so that the bound has to hold for the worst."""
     library = load()
