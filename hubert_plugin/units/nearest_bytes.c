@@ -193,7 +193,8 @@ static int32_t nearest_of(const float *x, float norm, int64_t dim, const byte_ce
             const int32_t k = candidates[i];
             const double value = score_f64(x, c->centroids + (int64_t)k * dim, c->mean, dim);
 
-            if (value < least) {
+            /* Beyond 1,024 centroids, candidates are not in their order. */
+            if (value < least || (value == least && k < unit)) {
                 least = value;
                 unit = k;
             }
