@@ -14,7 +14,7 @@ from hubert_plugin.data.transcripts import TranscriptConfig, read_transcripts
 from hubert_plugin.errors import HubertError
 from hubert_plugin.refinement.config import HUBERT_LAYER
 from hubert_plugin.refinement.overview import round_shape
-from hubert_plugin.refinement.plan import needs_choice
+from hubert_plugin.refinement.plan import BESIDE_MANIFEST, needs_choice
 from hubert_plugin.refinement.settings import flatten, merge, structure
 from hubert_plugin.refinement.steps import Step
 from hubert_plugin.refinement.workshop import Workshop, choice_source
@@ -22,10 +22,10 @@ from hubert_plugin.refinement.workshop import Workshop, choice_source
 _TRANSCRIPTS = "dataset.transcripts."
 
 _NEEDED = {
-    "pnmi": ("phone times", "alignment.path", "dataset.alignment", ("align.tsv",)),
-    "abx": ("item files", "abx.items", "dataset.items", ("triphone.item", "phoneme.item")),
+    "pnmi": ("phone times", "alignment.path", "dataset.alignment", "align.tsv"),
+    "abx": ("item files", "abx.items", "dataset.items", ".item"),
 }
-"""By measure: what it needs, the option of `analyze` that names it, ours, and what is found beside a manifest."""
+"""By measure: what it needs, the option of `analyze` that names it, ours, and the end of what `analyze` finds by itself."""
 
 
 def layer_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
@@ -88,7 +88,7 @@ def measure_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
     if measure not in _NEEDED or config.dataset.demo is not None:
         return []
 
-    what, key, option, suffixes = _NEEDED[measure]
+    what, key, option, ending = _NEEDED[measure]
 
     problems: list[str] = []
 
@@ -96,7 +96,7 @@ def measure_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
         if not needs_choice(config, idx) or (source := choice_source(config, idx)) in refused:
             continue
 
-        if flatten(shop.steps[source].make(shop).options).get(key) or _are_beside(shop, suffixes):
+        if flatten(shop.steps[source].make(shop).options).get(key) or _are_beside(shop, ending):
             continue
 
         problems.append(
@@ -134,11 +134,13 @@ def _num_layers(shop: Workshop, idx: int, refused: Collection[str]) -> int | Non
     return None if shape is None else shape.num_layers
 
 
-def _are_beside(shop: Workshop, suffixes: Collection[str]) -> bool:
+def _are_beside(shop: Workshop, ending: str) -> bool:
     if shop.manifest_dir is None:
         return False
 
-    return any((shop.manifest_dir / f"{shop.config.dataset.valid_split}.{s}").is_file() for s in suffixes)
+    stem = shop.manifest_dir / shop.config.dataset.valid_split
+
+    return any(Path(f"{stem}.{s}").is_file() for s in BESIDE_MANIFEST if s.endswith(ending))
 
 
 def _readers(shop: Workshop, idx: int) -> list[int]:
