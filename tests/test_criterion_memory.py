@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import (
-    make_batch,
-    tiny_config,
-)
+from builders import make_batch, tiny_config
 from fairseq2.metrics import MetricBag
 from fairseq2.recipe.config import TrainerSection
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import one_thread, tiny_config  # noqa: F401 - a fixture
+from builders import one_thread  # noqa: F401 - a fixture
 from foreign import DATA
 from golden import FAIRSEQ
 
