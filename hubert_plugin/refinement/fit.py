@@ -25,7 +25,7 @@ _NEEDED = {
     "pnmi": ("phone times", "alignment.path", "dataset.alignment", "align.tsv"),
     "abx": ("item files", "abx.items", "dataset.items", ".item"),
 }
-"""By measure: what it needs, the option of `analyze` that names it, ours, and the end of what `analyze` finds by itself."""
+"""By measure: what it needs, the option of `analyze` that names it, ours, and how files it finds by itself end."""
 
 
 def layer_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
