@@ -197,7 +197,7 @@ def test_unknown_score_is_answered_with_a_sentence(corpus: Path, tmp_path: Path)
 
     for name, hint in (
         ("masked_acuracy", "Did you mean 'masked_accuracy' or "),
-        ("qqq", "The log shows which there are"),
+        ("qqq", "). Known names: "),
     ):
         run = command_server().pretrain(tmp_path / "out", config, f"regime.score_metric={name}")
 

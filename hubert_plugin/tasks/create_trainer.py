@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 from fairseq2.metrics.recorders import MetricDescriptorRegistry
@@ -12,9 +11,9 @@ from fairseq2.trainer import Trainer
 from torch.nn import Module
 
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
-from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.registry import unknown_name_error
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_early_stopper
 from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates
 
@@ -87,13 +86,5 @@ def check_score_metric(name: str | None, registry: MetricDescriptorRegistry) -> 
 
     :raises ConfigError: There is none; tells the nearest.
     """
-    if name is None or registry.maybe_get(name) is not None:
-        return
-
-    near = get_close_matches(name, list(registry._descriptors), n=3)
-
-    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else "The log shows which there are."
-
-    raise ConfigError(
-        f"'{name}' is not a known metric (`regime.score_metric`, by which the best checkpoint is chosen). {hint}"
-    )
+    if name is not None and registry.maybe_get(name) is None:
+        raise unknown_name_error("metric (`regime.score_metric`)", name, sorted(registry._descriptors))
