@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hubert_plugin.arguments import parse_verb_args, to_fairseq2_args, unknown_name
 from hubert_plugin.config_check import ConfigSource, check_config_keys, read_config_file
+from hubert_plugin.deferred import import_fairseq2
 from hubert_plugin.discovery import (
     Group,
     find_groups,
@@ -135,6 +136,8 @@ def _run_assets(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_ASSETS_HELP, end="")
     else:
+        import_fairseq2()
+
         _run_as_main("fairseq2.assets", ["fairseq2 assets", *argv])
 
 
@@ -205,6 +208,8 @@ def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
     sys.argv = [prog, *to_fairseq2_args(args)]
 
     sources = [read_config_file(Path(args.config_file))] if args.config_file else []
+
+    import_fairseq2()
 
     instance = _load_recipe(package, recipe)
 

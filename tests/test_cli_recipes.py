@@ -148,7 +148,9 @@ FILES = {
 DRIVER = """
 import json, os, runpy, sys
 from hubert_plugin.cli import main
-import fairseq2.recipe.cli, fairseq2.recipe.composition, hubert_plugin.extension, other_pkg.recipes.speak.recipe
+from hubert_plugin.deferred import import_fairseq2
+import_fairseq2()
+import hubert_plugin.extension, other_pkg.recipes.speak.recipe
 
 results = {}
 for name, case in json.load(open("cases.json")).items():
