@@ -25,7 +25,7 @@ def recipe_env(**extra: str) -> dict[str, str]:
 
 
 def run_command(*args: str, timeout: float = 300.0, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``fairseq2 ARGS`` in a new interpreter, as a user does (4 s of imports and more), and return what it answered."""
+    """Run ``fairseq2 ARGS`` in a new interpreter, as a user does (seconds of imports), and return what it answered."""
     kwargs.setdefault("env", recipe_env())
 
     return subprocess.run(

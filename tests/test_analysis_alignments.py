@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import kaldiio
@@ -217,11 +218,38 @@ def test_names_are_matched_only_where_they_are_unique() -> None:
     assert index.find("a/x") == "a/x.flac"
     assert index.find("x") is None
     assert index.find("y.1") == "b/y.1.flac"
-    assert index.find("elsewhere/y.1.wav") == "b/y.1.flac"
+    assert index.find("elsewhere/b/y.1.wav") == "b/y.1.flac"
+    assert index.find("elsewhere/y.1.wav") is None
     assert index.find("y") is None
     assert index.find("c/z") is None
     assert index.find("t.zip:12:34") == "t.zip:12:34"
     assert index.find("t") is None
+
+
+def test_names_of_the_same_base_name_in_other_folders_are_other_utterances(tmp_path: Path) -> None:
+    manifest = make_manifest(a=1.0)  # speaker/a.wav
+
+    lines = ["other/a.wav\t0\t1\tB", "speaker/a.wav\t0\t1\tA", "far/speaker/b\t0\t1\tB"]
+
+    alignment = read(write(tmp_path / "all.tsv", *lines), manifest)
+
+    assert alignment.segments["speaker/a.wav"][0][2] == "A" and alignment.num_ignored == 2
+
+    with pytest.raises(LabelError, match="it is of other utterances: none of its 1 names"):
+        read(write(tmp_path / "other.tsv", lines[0]), manifest)
+
+    for name in ("a", "speaker/a", "/corpus/speaker/a.flac", "a.wav"):
+        assert read(write(tmp_path / "one.tsv", f"{name}\t0\t1\tA"), manifest).segments["speaker/a.wav"]
+
+
+def test_kaldi_ids_of_a_manifest_are_known(tmp_path: Path) -> None:
+    manifest = replace(make_manifest(a=1.0, b=1.0), path=tmp_path / "valid.tsv")
+
+    (tmp_path / "valid.ids.txt").write_text("spk-utt7\nspk-utt9\n")
+
+    alignment = read(write(tmp_path / "ali.ctm", "spk-utt9 1 0 1 B", "spk-utt7 1 0 1 A"), manifest)
+
+    assert [alignment.segments[f"speaker/{name}.wav"][0][2] for name in "ab"] == ["A", "B"]
 
 
 def test_overlaps_of_rounded_starts_and_durations_are_cut(tmp_path: Path) -> None:

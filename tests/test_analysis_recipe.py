@@ -231,6 +231,7 @@ def test_a_unit_model_is_measured_on_its_features(tmp_path: Path, corpus: Path) 
         ([], "There is nothing to analyze: name label sets"),
         (["labels=[km]", "num_clusters=[1]"], "`num_clusters` must hold numbers of 2 or greater"),
         (["labels=[none]"], "There are no labels"),
+        (["labels=[km]", "abx.enabled=true"], "`abx.enabled=true`: there are no features to measure"),
         (["labels=[km]", "split=test"], "test.tsv' does not exist: the splits there are: train, valid"),
         (["labels=[km]", "alignment.path={corpus}/none.ctm"], "There is no alignment"),
         (["labels=[km]", "alignment.path={corpus}/times/other.tsv"], "it is of other utterances"),
@@ -266,6 +267,23 @@ def test_bad_input_is_told_with_a_sentence(
     assert message in run.text
     assert "Traceback" not in run.raw
     assert not (tmp_path / "out" / "analysis.json").exists()
+
+
+def test_what_an_earlier_analysis_left_is_not_taken_for_part_of_this_one(tmp_path: Path, corpus: Path) -> None:
+    times = f"alignment.path={corpus / 'times' / 'phones.tsv'}"
+
+    assert analyze(tmp_path / "out", f"manifest_dir={corpus}", "labels=[km]", times).poll() == 0
+    assert (tmp_path / "out" / "joint_km.tsv").is_file()
+
+    for name in ("train.align.tsv", "valid.align.tsv"):
+        assert not (corpus / name).exists()
+
+    run = analyze(tmp_path / "out", f"manifest_dir={corpus}", "labels=[km]", "words.path=words.tsv")
+
+    assert run.poll() == 0
+    assert "Without effect, being for features" in run.text and "`words.path`" in run.text
+    assert "view consistency" not in run.text
+    assert not list((tmp_path / "out").glob("joint_*"))
 
 
 def test_a_kill_leaves_the_former_result_and_the_same_command_ends_it(tmp_path: Path, corpus: Path) -> None:

@@ -134,6 +134,49 @@ def test_layer_features_are_written_for_fairseq_and_mfcc_for_kaldi(corpus: Path,
         np.testing.assert_array_equal(archive[name], expected_features)
 
 
+def test_features_of_another_making_are_replaced_on_request_alone(corpus: Path, tmp_path: Path) -> None:
+    def dump(out: Path, *config: str, expected: int = 0) -> str:
+        run = start(out, corpus, "splits=[valid]", *config, preset="mfcc")
+
+        assert run.wait() == expected, run.raw
+
+        return run.text
+
+    for form, name in (("kaldi", "valid/feats.ark"), ("fairseq", "valid_0_1.npy")):
+        out, file = tmp_path / form, tmp_path / form / name
+
+        dump(out, f"format={form}")
+
+        before = file.read_bytes()
+
+        dump(out, f"format={form}")  # the same
+
+        message = dump(out, f"format={form}", "features.config.rate=50", expected=2)
+
+        assert f"{name}: it was made with other features, by its record '" in message
+        assert "Choose another output folder, or set `overwrite=true`" in message and file.read_bytes() == before
+
+        file.with_suffix(".json").unlink()
+
+        assert f"{name}: there is no record '" in dump(out, f"format={form}", expected=2)
+        assert file.read_bytes() == before
+
+        # Kaldi's shards are joined by a script file of the same name.
+        if form == "kaldi":
+            assert f"{name}: there is no record" in dump(out, f"format={form}", "num_shards=2", expected=2)
+
+        # What a process that was killed between two renames leaves.
+        file.with_name(f".{file.with_suffix('.json').name}.abcd1234.tmp").touch()
+
+        dump(out, f"format={form}")
+
+        assert file.read_bytes() == before and file.with_suffix(".json").exists()
+
+        dump(out, f"format={form}", "features.config.rate=50", "overwrite=true")
+
+        assert file.read_bytes() != before
+
+
 def test_killed_run_goes_on_from_its_last_shard(corpus: Path, tmp_path: Path) -> None:
     whole = start(tmp_path / "whole", corpus, "splits=[train]", "num_shards=3")
 
@@ -179,7 +222,7 @@ def test_killed_run_goes_on_from_its_last_shard(corpus: Path, tmp_path: Path) ->
 def test_other_features_are_not_taken_for_finished(corpus: Path, tmp_path: Path) -> None:
     """A shard counts as done only if it was made from the same features of the same manifest."""
     for layer in (1, 2):
-        run = start(tmp_path / "out", corpus, "splits=[valid]", f"features.config.layer={layer}")
+        run = start(tmp_path / "out", corpus, "splits=[valid]", f"features.config.layer={layer}", "overwrite=true")
 
         assert run.wait() == 0, run.raw
 

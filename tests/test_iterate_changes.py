@@ -39,6 +39,42 @@ def test_the_second_round_of_runs_with_another_configuration_equals_one_made_at_
     assert fresh.numbers() == made.numbers()
 
 
+def test_features_in_files_that_were_replaced_redo_what_read_them(made: Refinement, tmp_path: Path) -> None:
+    """Others' by their sizes and times of change, ours by the record beside them; the place does not count."""
+    features, raw = tmp_path / "features", tmp_path / "raw.ark"
+
+    (features / "train").mkdir(parents=True)
+    (features / "train" / "feats.ark").write_text("ours")
+    (features / "train" / "feats.json").write_text('{"features": "mfcc"}')
+    (features / "feats.scp").write_text(f"utt {raw}:4\n")
+    raw.write_text("of another tool")
+
+    def run() -> str:
+        made.config["rounds"][0]["features"] = {"name": "kaldi", "config": {"path": str(features)}}
+
+        return line_of(made.run(), "round1/cluster")
+
+    assert "features.name" in run()
+    assert run() == "round1 / cluster: done"
+
+    # The same record: the same features.
+    (features / "train" / "feats.ark").write_text("written again")
+
+    assert run() == "round1 / cluster: done"
+
+    (features / "train" / "feats.json").write_text('{"features": "others"}')
+
+    assert "the features in files changed" in run()
+
+    raw.write_text("replaced")
+
+    assert "the features in files changed" in run()
+
+    features = features.rename(tmp_path / "moved")
+
+    assert run() == "round1 / cluster: done"
+
+
 def test_steps_that_depend_on_an_equal_result_stay(made: Refinement) -> None:
     made.config["rounds"][0]["cluster"] = {"export_joblib": True}
 

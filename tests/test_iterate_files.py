@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from refined import made_refinement, original_refinement  # noqa: F401 - fixtures
@@ -98,6 +100,25 @@ def test_a_moved_folder_goes_on_where_it_was(made: Refinement) -> None:
 
     assert [place for place, _, _ in entries] == ["round2/analyze", "."]
     assert not any(str(made.folder / "out") in option for _, options, _ in entries for option in options)
+
+
+def test_what_lies_in_a_folder_moves_with_it(made: Refinement) -> None:
+    """Manifests of the user's that lie in OUT: the configuration that is kept there names them by their place in it."""
+    shutil.copytree(made.folder / "data", made.out / "data")
+
+    made.config["dataset"]["manifest_dir"] = str(made.out / "data")
+    made.run()
+
+    assert "manifest_dir: '{OUT}/data'" in (made.out / "refinement.yaml").read_text()
+
+    made.out.rename(made.folder / "moved")
+
+    command = ["recipe", "hubert", "iterate", str(made.folder / "moved"), "--print-command", "round1/label"]
+
+    answer = subprocess.run([sys.executable, "-m", "hubert_plugin", *command], capture_output=True, text=True)
+
+    assert answer.returncode == 0, answer.stderr
+    assert "manifest_dir=data" in answer.stdout
 
 
 def test_a_copied_folder_is_done_too(made: Refinement) -> None:

@@ -306,6 +306,24 @@ def test_commands_are_refused_unless_they_are_allowed(data: Path, tmp_path: Path
     assert "The command of 'b'" in message and "ended with 1: no" in message
 
 
+def test_what_a_command_wrote_is_kept_only_if_it_can_be_used(data: Path, tmp_path: Path) -> None:
+    stream, whole = tmp_path / "stream.wav", (tmp_path / "wav/r4.wav").read_bytes()
+
+    (data / "wav.scp").write_text(f"a/b cat {stream} |\n")
+
+    for content in (whole[:44], whole[: len(whole) // 2]):
+        stream.write_bytes(content)
+
+        message = fail(data, allow_pipes=True, audio_dir=tmp_path / "out/audio")
+
+        assert f"The command of 'a/b' ('cat {stream}') must write audio" in message
+        assert not list((tmp_path / "out/audio").iterdir())
+
+    stream.write_bytes(whole)
+
+    assert len(read(scan(data, allow_pipes=True, audio_dir=tmp_path / "out/audio"))["a/b"]) == 18_000
+
+
 def test_segments_and_archives_in_manifest_entries() -> None:
     assert split_ref("dir/a.ark:12:345") == ("dir/a.ark", 12, 345)
     assert split_ref("dir/a.ark:12:345[16:320]") == ("dir/a.ark", 12, 345)

@@ -86,6 +86,25 @@ def test_labels_of_another_unit_model_or_manifest_are_replaced_on_request_alone(
     assert "train.km.safetensors: they were made by another unit model" in label(corpus, out, old, expected=2)
 
 
+def test_kaldi_vectors_of_replaced_labels_go_with_them(corpus: Path, tmp_path: Path) -> None:
+    old, new = f"unit_model={corpus}/k5.safetensors", f"unit_model={corpus}/k8.safetensors"
+
+    label(corpus, tmp_path, old, "kaldi_ark=true")
+    label(corpus, tmp_path, old)
+
+    assert sorted(p.name for p in tmp_path.glob("*.km.scp")) == ["train.km.scp", "valid.km.scp"]
+
+    label(corpus, tmp_path, new, "overwrite=true")
+
+    assert not [*tmp_path.glob("*.scp"), *tmp_path.glob("*.ark")]
+
+
+def test_shards_are_not_for_labels_that_exist(corpus: Path, tmp_path: Path) -> None:
+    message = label(corpus, tmp_path, "labels_from=labels", "num_shards=4", "shard=2", expected=2)
+
+    assert "`num_shards` and `shard` belong to `unit_model`" in message
+
+
 def test_own_labels_without_a_record_are_not_touched(corpus: Path, tmp_path: Path) -> None:
     own = {"train.km": b"1 2 3\n", "dict.km.txt": b"1 1\n2 1\n3 1\n"}
 
@@ -138,6 +157,23 @@ def test_labels_of_other_features_are_told_from_those_of_the_same(tmp_path: Path
     others = store(features={"kind": "others"}).replacing_problems(pieces)
 
     assert len(others) == len(SPECS) and all("made with other features" in p and "others" in p for p in others)
+
+    data = {"manifest_fingerprint": "0", "files": "1"}
+
+    (tmp_path / "files").mkdir()
+
+    def of_files(**changes: str) -> LabelPieces:
+        more = {"data": {**data, **changes}}
+
+        return LabelPieces(tmp_path / "files", manifest, SPECS, {**PROVENANCE, **more}, form=form)  # type: ignore[arg-type]
+
+    for piece in pieces:
+        of_files().write(piece, [make_units(manifest, i) for i in piece])
+
+    assert of_files().join(pieces) and of_files().replacing_problems(pieces) == []
+
+    assert all("files that were written anew" in p for p in of_files(files="2").replacing_problems(pieces))
+    assert all("with other data" in p for p in of_files(files="2", manifest_fingerprint="3").replacing_problems(pieces))
 
     if form == "binary":
         path = tmp_path / "train.a.safetensors"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,8 +19,8 @@ import soundfile
 from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
-from hubert_plugin.data.manifest import list_splits, read_manifest
-from hubert_plugin.errors import AudioError, ConfigError, ManifestError, OutputDirError
+from hubert_plugin.data.manifest import list_splits, manifest_aside, read_manifest
+from hubert_plugin.errors import AudioError, ConfigError, ManifestError, OutputDirError, StorageError
 from hubert_plugin.recipes.hubert.manifest.config import ManifestRecipeConfig
 from hubert_plugin.recipes.hubert.manifest.recipe import ManifestRecipe
 
@@ -236,6 +237,57 @@ def test_a_kaldi_folder_leaves_ids_and_words_and_other_folders_leave_none(tmp_pa
     run(out, replace(config, source=source, overwrite=True))
 
     assert not list(out.glob("*.ids.txt")) and not list(out.glob("*.wrd"))
+
+
+def test_manifests_of_two_runs_are_never_there_together(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full leaves both as they were; a kill between the two leaves no training part."""
+    out, config = tmp_path / "out", ManifestRecipeConfig(source=source, valid_fraction=0.3)
+
+    def present() -> dict[str, str]:
+        return {p.name: p.read_text() for p in out.iterdir() if p.suffix in (".tsv", ".json")}
+
+    run(out, config)
+
+    before = present()
+
+    again = replace(config, seed=config.seed + 1, overwrite=True)
+
+    def fail(path: Path, *args: object) -> object:
+        if path.name == "valid.tsv":
+            raise StorageError("No space left.")
+
+        return manifest_aside(path, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hubert_plugin.recipes.hubert.manifest.output.manifest_aside", fail)
+
+        with pytest.raises(StorageError):
+            run(out, again)
+
+    assert present() == before
+
+    real_replace = os.replace
+
+    def die(source: Path, target: Path) -> None:
+        real_replace(source, target)
+
+        if Path(target).name == "valid.tsv":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if (pid := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", die)
+        run(out, again)
+        os._exit(0)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    assert "train.tsv" not in present() and present()["valid.tsv"] != before["valid.tsv"]
+
+    run(out, again)
+
+    assert sorted(present()) == sorted(before) and present()["train.tsv"] != before["train.tsv"]
 
 
 def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path, source: Path) -> None:

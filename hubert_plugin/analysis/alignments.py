@@ -230,7 +230,7 @@ class _Checker:
 
     def _match_names(self) -> dict[str, str]:
         """Return the name in the alignment by the id in the manifest."""
-        index = UtteranceIndex(self._manifest.ids)
+        index = UtteranceIndex.of(self._manifest)
 
         names: dict[str, str] = {}
 

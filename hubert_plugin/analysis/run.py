@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +183,7 @@ def make_abx_tasks(config: AbxConfig, manifest: Manifest) -> dict[str, AbxTask]:
 
     tasks = {}
 
-    for path in paths:
+    for path, name in _name_items(paths, manifest.split).items():
         items = read_items(path, manifest, RATE)
 
         if items.num_without_frame:
@@ -190,7 +191,7 @@ def make_abx_tasks(config: AbxConfig, manifest: Manifest) -> dict[str, AbxTask]:
 
         for speaker in config.speaker:
             try:
-                tasks[f"{path.stem.removeprefix(f'{manifest.split}.')} {speaker}"] = make_task(
+                tasks[f"{name} {speaker}"] = make_task(
                     items,
                     speaker=speaker,  # type: ignore[arg-type]
                     context=config.context,  # type: ignore[arg-type]
@@ -205,6 +206,23 @@ def make_abx_tasks(config: AbxConfig, manifest: Manifest) -> dict[str, AbxTask]:
                 log.warning("Left out: {}", ex)
 
     return tasks
+
+
+def _name_items(paths: Sequence[Path], split: str) -> dict[Path, str]:
+    """Return what item files are called in results: by their base names, and by their folders where these repeat."""
+    names = {path: path.stem.removeprefix(f"{split}.") for path in paths}
+
+    counts = Counter(names.values())
+
+    names = {path: name if counts[name] == 1 else f"{path.parent.name}_{name}" for path, name in names.items()}
+
+    if len(set(names.values())) < len(paths):
+        raise LabelError(
+            "`abx.items` must name files that differ in their names or in those of their folders, by which results are "
+            f"called, but are {', '.join(map(repr, map(str, paths)))}."
+        )
+
+    return names
 
 
 def make_segment_collectors(

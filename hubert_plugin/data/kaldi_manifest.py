@@ -259,6 +259,17 @@ def _keep_output(entry: ScpEntry, audio_dir: Path) -> Path:
     with atomic_path(path) as tmp:
         tmp.write_bytes(data)
 
+    try:
+        probe_audio(audio_dir, path.name)
+    except AudioError as ex:
+        # Kept, it would be in the way of what the command writes once it is mended.
+        path.unlink()
+
+        raise AudioError(
+            f"The command of '{entry.key}' ({entry.path!r}) must write audio, but what it wrote cannot be used and is "
+            f"not kept: {ex}"
+        ) from ex
+
     return path
 
 

@@ -205,6 +205,13 @@ def read_kaldi_labels(
     return LabelSet(LabelSetSpec(name, size, rate), values, offsets, np.minimum(counts, expected), {"kaldi": path.name})
 
 
+def kaldi_label_files(folder: Path, split: str, name: str) -> tuple[Path, Path]:
+    """Return where :func:`write_kaldi_labels` writes: the archive and its script file."""
+    ark = Path(folder) / f"{split}.{name}.ark"
+
+    return ark, ark.with_suffix(".scp")
+
+
 def write_kaldi_labels(labels: LabelSet, manifest: Manifest, folder: Path) -> Path:
     """Write ``<split>.<name>.ark`` and ``.scp``: a vector of integers for each utterance, by its kaldi id.
 
@@ -217,9 +224,7 @@ def write_kaldi_labels(labels: LabelSet, manifest: Manifest, folder: Path) -> Pa
     if problems := [f"the utterance {problem}" for i in ids if (problem := check_key(i))]:
         raise LabelError(format_problems("The labels cannot be written for kaldi:", problems))
 
-    ark = Path(folder) / f"{manifest.split}.{labels.spec.name}.ark"
-
-    scp = ark.with_suffix(".scp")
+    ark, scp = kaldi_label_files(folder, manifest.split, labels.spec.name)
 
     for path in (ark, scp):
         remove_leftovers(path)

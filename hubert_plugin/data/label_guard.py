@@ -108,13 +108,19 @@ def _differences(
     new = comparable(provenance)
 
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
+        if key == "data" and _without_files(old.get(key)) == _without_files(new.get(key)) != old.get(key):
+            problems.append("they were made from features in files that were written anew since")
+        elif old.get(key) != new.get(key):
             problems.append(
                 f"they were made with other {key.replace('_', ' ')}: {_show(old.get(key))}, but these are "
                 f"{_show(new.get(key))}"
             )
 
     return problems
+
+
+def _without_files(data: object) -> object:
+    return {k: v for k, v in data.items() if k != "files"} if isinstance(data, Mapping) else data
 
 
 def _show(value: object) -> str:

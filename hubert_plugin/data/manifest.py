@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -117,28 +118,39 @@ def write_manifest(path: Path, root: Path | str, rows: Iterable[tuple[str, int]]
         to be read again.
     :raises StorageError: The file system refuses; what stood at ``path`` before is untouched.
     """
+    with manifest_aside(path, root, rows):
+        pass
+
+
+@contextmanager
+def manifest_aside(path: Path, root: Path | str, rows: Iterable[tuple[str, int]]) -> Iterator[Path]:
+    """Write a manifest aside, as :func:`write_manifest` does, and yield where; it takes its place when the block ends
+    well."""
     seen: set[str] = set()
 
-    with atomic_path(path) as tmp, tmp.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as fp:
-        _check_field(path, str(root))
+    with atomic_path(path) as tmp:
+        with tmp.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as fp:
+            _check_field(path, str(root))
 
-        fp.write(f"{root}\n")
+            fp.write(f"{root}\n")
 
-        for ref, num_samples in rows:
-            _check_field(path, ref)
+            for ref, num_samples in rows:
+                _check_field(path, ref)
 
-            if ref in seen:
-                raise ManifestError(f"'{path}' cannot be written: '{ref}' is listed twice, ids must be unique.")
+                if ref in seen:
+                    raise ManifestError(f"'{path}' cannot be written: '{ref}' is listed twice, ids must be unique.")
 
-            if num_samples < RECEPTIVE_FIELD:
-                raise ManifestError(
-                    f"'{path}' cannot be written: '{ref}' has {num_samples} samples, expected at least "
-                    f"{RECEPTIVE_FIELD} (one frame)."
-                )
+                if num_samples < RECEPTIVE_FIELD:
+                    raise ManifestError(
+                        f"'{path}' cannot be written: '{ref}' has {num_samples} samples, expected at least "
+                        f"{RECEPTIVE_FIELD} (one frame)."
+                    )
 
-            seen.add(ref)
+                seen.add(ref)
 
-            fp.write(f"{ref}\t{num_samples}\n")
+                fp.write(f"{ref}\t{num_samples}\n")
+
+        yield tmp
 
 
 def field_problem(field: str) -> str | None:

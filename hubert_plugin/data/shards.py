@@ -39,9 +39,20 @@ def remove_leftovers(path: Path) -> None:
 
     Only whoever is about to write ``path`` may call it: another process that writes it now would lose its work.
     """
+    with suppress(OSError):
+        for other in _leftovers(path):
+            other.unlink(missing_ok=True)
+
+
+def has_leftovers(path: Path) -> bool:
+    """Tell whether a killed process left temporary files of writing ``path``, or another one writes it now."""
+    try:
+        return bool(_leftovers(path))
+    except OSError:
+        return False
+
+
+def _leftovers(path: Path) -> list[Path]:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
 
-    with suppress(OSError):
-        for other in path.parent.iterdir():
-            if pattern.fullmatch(other.name):
-                other.unlink(missing_ok=True)
+    return [p for p in path.parent.iterdir() if pattern.fullmatch(p.name)]

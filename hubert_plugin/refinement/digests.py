@@ -12,10 +12,12 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, final
 
-from hubert_plugin.files import write_text_atomic
+from hubert_plugin.data.kaldi_scp import KaldiFormatError, read_scp
+from hubert_plugin.files import file_stamp, write_text_atomic
 
 _CHUNK: Final = 1 << 20
 
@@ -82,6 +84,30 @@ class Digests:
             digest.update(f"{name} {self.of_file(file)}\n".encode("utf-8", "surrogateescape"))
 
         return digest.hexdigest()[:16]
+
+    def of_features(self, path: Path) -> str:
+        """Return what tells features in files from those that take their place. They are not read, being large: the
+        records of ``features`` vouch for its files, sizes and times of change for those of others.
+
+        :param path: A folder or a file, such as a script file of kaldi's.
+        """
+        files = [path, path.with_suffix(".json")]
+
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+
+        records = [p for p in files if p.suffix == ".json" and p.is_file()]
+
+        vouched = {p.with_suffix("") for p in records}
+
+        others = [p for p in files if p.with_suffix("") not in vouched]
+
+        # Archives often lie elsewhere.
+        for script in [p for p in others if p.suffix == ".scp"]:
+            with suppress(KaldiFormatError):  # whoever reads the features says what is wrong
+                others += sorted({Path(e.path) for e in read_scp(script, allow_pipes=True) if not e.is_command})
+
+        return self.of_files(path if path.is_dir() else path.parent, records)[:8] + file_stamp(others)[:8]
 
     def of_manifest(self, path: Path) -> str:
         """Return the digest of a manifest without its first line, the folder of the audio: data may be moved.

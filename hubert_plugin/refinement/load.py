@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from hubert_plugin.config_check import ConfigSource, check_config_keys, read_config_file
 from hubert_plugin.errors import ConfigError
@@ -15,17 +15,23 @@ from hubert_plugin.refinement.settings import apply_overrides, merge, structure
 
 C = TypeVar("C", bound=RefinementConfig)
 
+IN_OUT: Final = "{OUT}"
+"""Begins the places in OUT where the configuration is saved: OUT may be moved."""
 
-def load_config(kls: type[C], file: Path, overrides: Sequence[str]) -> C:
+
+def load_config(kls: type[C], file: Path, overrides: Sequence[str], out: Path | None = None) -> C:
     """Return the configuration in ``file`` with overrides.
 
+    :param out: The folder of the run, absolute, where it is known: what :data:`IN_OUT` stands for.
     :raises ConfigError: It has keys or values that cannot be used; names all of one kind.
     """
     source = read_config_file(file)
 
     check_config_keys(kls, [source])
 
-    values = apply_overrides(source.values, overrides)
+    given = source.values if out is None else move(source.values, IN_OUT, str(out))
+
+    values = apply_overrides(given, overrides)
 
     check_config_keys(kls, [ConfigSource("--config", values)])
 
@@ -58,6 +64,8 @@ def _absolute(config: C) -> C:
 
         if features is not None and features.name == HUBERT_LAYER:
             features = replace(features, model=_model(features.model))
+        elif features is not None:
+            features = replace(features, config=_with_places(features.config, ("path",)))
 
         init = pretrain.config.get("init")
 
@@ -74,6 +82,20 @@ def _absolute(config: C) -> C:
         rounds.append(replace(round_, features=features, pretrain=pretrain, finetune=finetune))
 
     return replace(config, dataset=dataset, rounds=rounds, model=_model(config.model))
+
+
+def move(value: Any, place: str, to: str) -> Any:
+    """Return plain data with other places: those at or below ``place`` become such at or below ``to``."""
+    if isinstance(value, dict):
+        return {k: move(v, place, to) for k, v in value.items()}
+
+    if isinstance(value, list):
+        return [move(v, place, to) for v in value]
+
+    if isinstance(value, str) and (value == place or value.startswith(f"{place}/")):
+        return to + value[len(place) :]
+
+    return value
 
 
 def _place(path: Path) -> Path:

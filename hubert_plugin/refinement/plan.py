@@ -26,6 +26,8 @@ BESIDE_MANIFEST: Final = ("align.tsv", "words.tsv", "triphone.item", "phoneme.it
 """What the demo corpus has beside its manifests, and `analyze` finds there."""
 
 
+FEATURE_PLACES: Final = ("features.config.model", "features.config.path")
+
 TRANSCRIPTS: Final = ("wrd", "ltr", "text")
 """What `finetune` finds there."""
 
@@ -95,7 +97,7 @@ def _cluster(shop: Workshop, idx: int) -> Work:
 
     inputs = {"the training manifest": shop.manifest_digest(config.dataset.train_split), **inputs}
 
-    return Work(options, _settings("cluster", options, "manifest_dir", "features.config.model"), inputs)
+    return Work(options, _settings("cluster", options, "manifest_dir", *FEATURE_PLACES), inputs)
 
 
 def _label(shop: Workshop, idx: int) -> Work:
@@ -122,7 +124,7 @@ def _label(shop: Workshop, idx: int) -> Work:
         **inputs,
     }
 
-    return Work(options, _settings("label", options, "manifest_dir", "unit_model", "features.config.model"), inputs)
+    return Work(options, _settings("label", options, "manifest_dir", "unit_model", *FEATURE_PLACES), inputs)
 
 
 def _pretrain(shop: Workshop, idx: int) -> Work:
@@ -275,7 +277,11 @@ def _features(shop: Workshop, idx: int) -> tuple[dict[str, Any], dict[str, str]]
     features: FeaturesSection = config.features_of(idx)
 
     if features.name != HUBERT_LAYER:
-        return {"features.name": features.name, **_if_given("features.config", features.config)}, {}
+        path = features.config.get("path")
+
+        inputs = {"the features in files": shop.digests.of_features(Path(path))} if isinstance(path, str) else {}
+
+        return {"features.name": features.name, **_if_given("features.config", features.config)}, inputs
 
     layer: Any = features.layer
 
@@ -332,8 +338,10 @@ def times_digests(shop: Workshop) -> dict[str, str]:
         if path := values.get("path"):
             inputs[name] = shop.file_digest(Path(str(path)))
 
-    for path in section.items:
-        inputs[f"the item file {path.name}"] = shop.file_digest(path)
+    # Places do not count: files of the same name are told apart by their order.
+    for name in {p.name for p in section.items}:
+        for nr, path in enumerate([p for p in section.items if p.name == name]):
+            inputs[f"the item file {name}{f' ({nr + 1})' if nr else ''}"] = shop.file_digest(path)
 
     return inputs
 

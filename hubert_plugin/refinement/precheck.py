@@ -27,7 +27,9 @@ def check_mark(shop: Workshop, code: Mapping[str, str]) -> str:
 
     :raises HubertError: A file that the configuration names cannot be read.
     """
-    content = json.dumps([config_text(shop.config), dict(code), times_digests(shop), _transcript_digests(shop)])
+    content = json.dumps(
+        [config_text(shop.config, shop.out), dict(code), times_digests(shop), _transcript_digests(shop)]
+    )
 
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -76,7 +78,7 @@ def check_before_plan(shop: Workshop, code: Mapping[str, str]) -> None:
         # OUT may not be there yet, or hold another configuration.
         file = Path(folder, CONFIG_FILE)
 
-        file.write_text(config_text(shop.config), encoding="utf-8", errors="surrogateescape")
+        file.write_text(config_text(shop.config, shop.out), encoding="utf-8", errors="surrogateescape")
 
         argv = check_command(shop.config, str(shop.out), file)
 

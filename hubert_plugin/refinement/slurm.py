@@ -117,7 +117,7 @@ def write_scripts(config: RefinementConfig, out: Path, folder: Path) -> list[Pat
     :param folder: Where they go, absolute.
     :raises StorageError: A file cannot be written.
     """
-    files = {"settings.sh": _settings(config, out, folder), CONFIG_FILE: config_text(config)}
+    files = {"settings.sh": _settings(config, out, folder), CONFIG_FILE: config_text(config, out)}
 
     jobs: list[tuple[str, str]] = []
 

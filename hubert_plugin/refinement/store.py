@@ -9,6 +9,7 @@ from typing import Final
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.digests import Digests
+from hubert_plugin.refinement.load import IN_OUT, move
 from hubert_plugin.refinement.plan import plan_steps
 from hubert_plugin.refinement.record import STATE_FOLDER
 from hubert_plugin.refinement.settings import dump_yaml, unstructure
@@ -32,9 +33,9 @@ def open_workshop(config: RefinementConfig, out: Path, *, dry: bool = False) -> 
     return shop
 
 
-def config_text(config: RefinementConfig) -> str:
-    """Return the configuration as YAML, without what only says how much of it is done now."""
-    plain = unstructure(config)
+def config_text(config: RefinementConfig, out: Path) -> str:
+    """Return the configuration as YAML, without what only says how much of it is done now, and without OUT's place."""
+    plain = move(unstructure(config), str(out), IN_OUT)
 
     return "# What `fairseq2 recipe hubert iterate` is to do.\n" + dump_yaml(
         {f.name: plain[f.name] for f in fields(RefinementConfig)}
@@ -43,7 +44,7 @@ def config_text(config: RefinementConfig) -> str:
 
 def save_config(config: RefinementConfig, out: Path) -> None:
     """Write the configuration to OUT, for the report and for whoever runs the folder again."""
-    text = config_text(config)
+    text = config_text(config, out)
 
     path = out / CONFIG_FILE
 

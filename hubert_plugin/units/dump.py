@@ -27,6 +27,11 @@ from hubert_plugin.errors import ConfigError
 from hubert_plugin.units.stream import AudioFeatureStream
 
 
+def describe_dump(stream: AudioFeatureStream, num_shards: int) -> dict[str, object]:
+    """Return what the records of dumped features say of their making."""
+    return {"features": stream.describe(), "data": stream.describe_data(), "num_shards": num_shards}
+
+
 def dump_features(
     stream: AudioFeatureStream,
     kind: FeatureFormat,
@@ -62,7 +67,7 @@ def dump_features(
 
     ids = read_utterance_ids(manifest) if kind == "kaldi" else manifest.ids
 
-    provenance = {"features": stream.describe(), "data": stream.describe_data(), "num_shards": num_shards}
+    provenance = describe_dump(stream, num_shards)
 
     all_shards: list[Shard | None] = [(i, num_shards) for i in range(num_shards)] if num_shards > 1 else [None]
 

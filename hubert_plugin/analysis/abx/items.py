@@ -90,7 +90,7 @@ def read_items(path: Path, manifest: Manifest, rate: int = 50) -> Items:
 
         raise LabelError(f"The item file '{path}' cannot be read: {reason}.") from ex
 
-    index = UtteranceIndex(manifest.ids)
+    index = UtteranceIndex.of(manifest)
 
     positions = {id_: i for i, id_ in enumerate(manifest.ids)}
 

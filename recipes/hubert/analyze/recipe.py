@@ -29,7 +29,7 @@ from hubert_plugin.analysis.spaces import check_layers, make_extractor
 from hubert_plugin.analysis.utterances import utterances_of
 from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.demo import ensure_demo_corpus
-from hubert_plugin.errors import MissingDependencyError
+from hubert_plugin.errors import ConfigError, MissingDependencyError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.hubert.hub import load_hubert
 from hubert_plugin.recipes.hubert.analyze.config import HubertAnalyzeConfig
@@ -73,6 +73,11 @@ class AnalyzeRecipe(Recipe):
 
 def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
     """Measure what ``config`` names; print the tables and write the files."""
+    has_spaces = bool(config.model or config.with_mfcc)
+
+    if not has_spaces:
+        _tell_unused(config)
+
     manifest_dir = config.manifest_dir or ensure_demo_corpus(config.demo)
 
     manifest = read_manifest(manifest_dir, config.split)
@@ -81,8 +86,8 @@ def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
 
     if alignment is None:
         log.warning(
-            "There are no phone times (`alignment.path`): units are not compared with phones. Layers are compared by "
-            "view consistency, unless `criterion=false`."
+            "There are no phone times (`alignment.path`): units are not compared with phones.{}",
+            " Layers are compared by view consistency, unless `criterion=false`." if has_spaces else "",
         )
 
     report = AnalysisReport(
@@ -115,7 +120,7 @@ def analyze(context: RecipeContext, config: HubertAnalyzeConfig) -> None:
                 # Labels of the same name are another label set.
                 report.label_sets[f"{name} (unit model)" if name in report.label_sets else name] = analysis
 
-        if config.model or config.with_mfcc:
+        if has_spaces:
             _analyze_spaces(context, config, manifest, alignment, report, progress)
 
     _publish(context, config, report)
@@ -179,10 +184,32 @@ def _analyze_spaces(
     )
 
 
+def _tell_unused(config: HubertAnalyzeConfig) -> None:
+    """Say which measures of feature spaces were asked for though there is no space.
+
+    :raises ConfigError: One was switched on.
+    """
+    if names := [name for name, section in (("abx", config.abx), ("cca", config.cca)) if section.enabled]:
+        raise ConfigError(
+            f"{' and '.join(f'`{n}.enabled=true`' for n in names)}: there are no features to measure. Name a `model`, "
+            "or set `with_mfcc=true`."
+        )
+
+    if names := [n for n, given in (("abx.items", config.abx.items), ("words.path", config.words.path)) if given]:
+        log.warning(
+            "Without effect, being for features, of which there are none (`model`, `with_mfcc=true`): {}.",
+            " and ".join(f"`{n}`" for n in names),
+        )
+
+
 def _publish(context: RecipeContext, config: HubertAnalyzeConfig, report: AnalysisReport) -> None:
     output_dir = context.output_dir
 
     write_text_atomic(output_dir / "analysis.json", json.dumps(report.to_dict(), indent=2) + "\n")
+
+    # An earlier analysis may have had others.
+    for path in [*output_dir.glob("joint_*.tsv"), *output_dir.glob("joint_*.png"), output_dir / "quality.png"]:
+        path.unlink(missing_ok=True)
 
     for name, joint in joint_tables(report).items():
         joint.save(output_dir / f"{joint_file_name(name)}.tsv")

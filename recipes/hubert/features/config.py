@@ -35,6 +35,10 @@ class HubertFeaturesConfig(Validatable):
     format: str = "kaldi"
     """``kaldi``: ``OUT/SPLIT/feats.scp`` with arks; ``fairseq``: ``OUT/SPLIT_<shard>_<shards>.npy`` and ``.len``."""
 
+    overwrite: bool = False
+    """Whether features of another making in the output folder are replaced: of another source, manifest or model, or
+    without a record of it. Otherwise they are refused."""
+
     num_shards: int | None = None
     """In how many shards each split is cut; ``null``: one for each process. A shard is what a run that was killed goes
     on from."""

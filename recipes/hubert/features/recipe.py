@@ -11,13 +11,14 @@ from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
 
+from hubert_plugin.data.feature_guard import feature_replacing_problems, raise_if_features_are_lost
 from hubert_plugin.data.manifest import list_splits, read_manifest
 from hubert_plugin.errors import ManifestError
 from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
-from hubert_plugin.units.dump import dump_features
+from hubert_plugin.units.dump import describe_dump, dump_features
 from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stream import AudioFeatureStream
 
@@ -78,6 +79,19 @@ def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_
     num_shards = config.num_shards or gang.size
 
     kind: Any = config.format
+
+    if not config.overwrite:
+        # Of all splits, before anything is written.
+        raise_if_features_are_lost(
+            context.output_dir,
+            [
+                problem
+                for s in streams
+                for problem in feature_replacing_problems(
+                    kind, context.output_dir, s.manifest.split, num_shards, describe_dump(s, num_shards)
+                )
+            ],
+        )
 
     with context.progress_reporter as progress:
         for stream in streams:

@@ -88,7 +88,7 @@ def _read_config(args: Namespace, out: Path, presets: dict[str, Path]) -> Hubert
     if args.until is not None:
         items.append(f"until={args.until}")
 
-    config = load_config(HubertIterateConfig, file, items)
+    config = load_config(HubertIterateConfig, file, items, out)
 
     if args.emit_slurm is not None:
         config.emit_slurm = Path(args.emit_slurm)

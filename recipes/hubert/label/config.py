@@ -99,6 +99,11 @@ class HubertLabelConfig(Validatable):
                 "`allow_pipes` belongs to `labels_from`; for features in files set `features.config.allow_pipes`."
             )
 
+        if self.labels_from is not None and (self.num_shards != 1 or self.shard is not None):
+            result.add_error(
+                "`num_shards` and `shard` belong to `unit_model`: labels that exist are written by one process."
+            )
+
         if self.format not in FORMATS:
             result.add_error(f"`format` must be {' or '.join(FORMATS)}, but is '{self.format}' instead.")
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 from hubert_plugin.data.label_convert import (
     conversion_problems,
     convert_labels,
+    kaldi_label_files,
     list_label_sets,
     write_kaldi_labels,
 )
@@ -22,7 +23,7 @@ from hubert_plugin.data.label_guard import raise_if_lost
 from hubert_plugin.data.label_pieces import lock_labels
 from hubert_plugin.data.labels import open_labels
 from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
-from hubert_plugin.errors import LabelError, ManifestError
+from hubert_plugin.errors import LabelError, ManifestError, StorageError
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
@@ -134,7 +135,17 @@ def join(context: RecipeContext, config: HubertLabelConfig, jobs: Sequence[tuple
     for manifest, job in jobs:
         if job.store.is_joined():
             job.store.tidy()
-        elif not job.join():
+
+            is_whole = True
+        else:
+            # What was written for kaldi is of the labels before: it goes before others come.
+            with lock_labels(context.output_dir):
+                if all(job.store.has(p) for p in job.pieces):
+                    remove_ark(context.output_dir, manifest, job.label_sets)
+
+            is_whole = job.join()
+
+        if not is_whole:
             num_there = sum(job.store.has(p) for p in job.pieces)
 
             log.info(
@@ -213,6 +224,18 @@ def write_ark(context: RecipeContext, config: HubertLabelConfig, manifest: Manif
             labels = open_labels(context.output_dir, manifest.split, name, manifest)
 
             log.info("Written for kaldi: {}.", write_kaldi_labels(labels, manifest, context.output_dir))
+
+
+def remove_ark(label_dir: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Remove what was written for kaldi of labels that are about to be replaced."""
+    for name in names:
+        for path in reversed(kaldi_label_files(label_dir, manifest.split, name)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as ex:
+                raise StorageError(
+                    f"'{path}' is of the labels that are to be replaced and cannot be removed: {ex.strerror or ex}."
+                ) from ex
 
 
 def read_manifests(config: HubertLabelConfig) -> list[Manifest]:

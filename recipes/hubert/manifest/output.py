@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 
 from hubert_plugin import __version__
 from hubert_plugin.data.kaldi_manifest import KaldiScan
-from hubert_plugin.data.manifest import SKIPPED_NAME, Manifest, field_problem, write_manifest
+from hubert_plugin.data.manifest import SKIPPED_NAME, Manifest, field_problem, manifest_aside
 from hubert_plugin.data.scan import ScanResult, Utterance
 from hubert_plugin.data.utterance_ids import utterance_ids_path, write_utterance_ids
 from hubert_plugin.errors import ManifestError, OutputDirError, printable
@@ -70,9 +72,10 @@ class ManifestOutput:
         kaldi: Mapping[str, KaldiScan] | None = None,
         **more: object,
     ) -> None:
-        """Write everything, each file atomically.
+        """Write everything, each file atomically, and the manifests aside before anything else is touched.
 
-        ``manifest.json`` comes first, so that a run that was killed in between is known as the same when started again.
+        ``manifest.json`` comes first, so that a run that was killed in between is known as the same when started again;
+        the manifests come last, and those of two runs are never there together.
 
         :raises ManifestError: A folder of audio has a name that a manifest cannot express; nothing is written.
         :param valid_scan: What ``valid`` comes from, if not from ``scan``.
@@ -106,17 +109,28 @@ class ManifestOutput:
             **more,
         }
 
-        write_text_atomic(self.path / SUMMARY_NAME, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
+        asides: dict[str, Path] = {}
 
-        self._write_skipped([*scan.skipped, *(valid_scan.skipped if valid_scan is not None else [])])
+        with ExitStack() as stack:
+            # Left in reverse: the training part is the last to be there.
+            for split in (TRAIN_SPLIT, VALID_SPLIT):
+                if m := manifests.get(split):
+                    rows = zip(m.ids, m.sizes.tolist(), strict=True)
 
-        for split in (VALID_SPLIT, TRAIN_SPLIT):
-            self._write_companions(split, sides[split], (kaldi or {}).get(split))
+                    asides[split] = stack.enter_context(manifest_aside(m.path, m.root, rows))
 
-            if manifest := manifests.get(split):
-                write_manifest(manifest.path, manifest.root, zip(manifest.ids, manifest.sizes.tolist(), strict=True))
-            else:
-                self._path(split).unlink(missing_ok=True)
+            write_text_atomic(self.path / SUMMARY_NAME, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
+
+            self._write_skipped([*scan.skipped, *(valid_scan.skipped if valid_scan is not None else [])])
+
+            for split in (VALID_SPLIT, TRAIN_SPLIT):
+                self._write_companions(split, sides[split], (kaldi or {}).get(split))
+
+            for split in (TRAIN_SPLIT, VALID_SPLIT):
+                path = self._path(split)
+
+                if path.exists() and not (split in asides and filecmp.cmp(asides[split], path, shallow=False)):
+                    path.unlink()
 
     def _write_companions(self, split: str, utterances: Sequence[Utterance], kaldi: KaldiScan | None) -> None:
         """Write kaldi's utterance ids and words, one line an utterance; remove those of earlier manifests."""
