@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from builders import one_thread, speech_like, tiny_config  # noqa: F401 - a fixture
 from exports import TARGETS, WAVE, create_model, create_recogniser, golden_model
 from golden import FAIRSEQ
 
-from hubert_plugin import export_hubert
-from hubert_plugin.errors import AudioError, CheckpointError, ConfigError, OutputDirError, StorageError
+from hubert_plugin import export_hubert, load_hubert_ctc
+from hubert_plugin.decoding.recogniser import vocabulary_of
+from hubert_plugin.errors import AudioError, CheckpointError, ConfigError, OutputDirError, StorageError, TextError
 from hubert_plugin.models.export import onnx as onnx_export
 from hubert_plugin.models.export.several import export_all
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
@@ -169,6 +171,26 @@ def test_recognisers_without_special_symbols_get_no_dictionary(symbols: list[str
         )
 
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_symbols_that_are_not_known_stay_unknown_in_fairseqs_file(tmp_path: Path) -> None:
+    """Its dictionary has to have as many symbols as there are outputs; what stands in for them is no text."""
+    config = HubertCtcConfig(encoder=replace(tiny_config(), heads=[]), vocab_size=8, symbols=[])
+
+    export_hubert(create_hubert_ctc_model(config).eval(), tmp_path / "m.pt", format="fairseq", audio=WAVE)
+
+    assert len(torch.load(tmp_path / "m.pt", weights_only=True)["task_state"]["target_dictionary"]) == 8
+
+    model = load_hubert_ctc(tmp_path / "m.pt")
+
+    assert model.config.symbols == []
+
+    with pytest.raises(TextError, match="does not say which symbols its 8 outputs stand for"):
+        vocabulary_of(model)
+
+    (tmp_path / "dict.txt").write_text("| 1\nA 1\nB 1\nC 1\n")
+
+    assert vocabulary_of(model, str(tmp_path / "dict.txt")).text([5, 4, 6]) == "A B"
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from hubert_plugin.models.interop.fairseq import (
     export_fairseq_state_dict,
 )
 from hubert_plugin.models.interop.keys import AnyConfig
+from hubert_plugin.models.interop.recognize_fairseq import placeholder_symbols
 
 SPECIAL_SYMBOLS: Final = ("<s>", "<pad>", "</s>", "<unk>")
 """What every dictionary of fairseq begins with."""
@@ -81,6 +82,12 @@ def fairseq_notes(config: AnyConfig) -> list[str]:
     """Return what fairseq's files have no place for, a sentence each."""
     if not isinstance(config, HubertCtcConfig) or _has_special_symbols(config):
         return []
+
+    if not config.symbols:
+        return [
+            "No dict.ltr.txt is written: the model does not say what its outputs stand for. Placeholders stand in the "
+            "file's dictionary, so that fairseq finds its length."
+        ]
 
     return [
         f"No dict.ltr.txt is written: fairseq puts its four special symbols ({' '.join(SPECIAL_SYMBOLS)}) before those "
@@ -258,7 +265,7 @@ def _task_cfg(config: HubertConfig, labels: list[str], label_rate: float, *, fin
 def _dictionaries(config: AnyConfig) -> dict[str, list[str]]:
     """Return the symbols of each label set, the special ones included."""
     if isinstance(config, HubertCtcConfig):
-        return {"ltr": list(config.symbols) or [f"symbol{i}" for i in range(config.vocab_size)]}
+        return {"ltr": list(config.symbols) or placeholder_symbols(config.vocab_size)}
 
     return {h.label_set: [*SPECIAL_SYMBOLS, *map(str, range(h.size))] for h in config.heads}
 

@@ -130,7 +130,7 @@ def _recognize_fairseq_ctc(
 
     config.vocab_size = vocab_size
 
-    if len(config.symbols) != vocab_size:
+    if len(config.symbols) != vocab_size or config.symbols == placeholder_symbols(vocab_size):
         config.symbols = []
 
     unused = sorted(take_prefix(state_dict, "w2v_encoder.w2v_model.").keys() & {"label_embs_concat", "label_embs"})
@@ -143,6 +143,12 @@ def _recognize_fairseq_ctc(
         notes=[f"The parameter {key}, which recognition does not use, was left out." for key in unused],
         states_normalization="normalize" in task_cfg or "normalize" in model_cfg,
     )
+
+
+def placeholder_symbols(size: int) -> list[str]:
+    """Return what our export puts for symbols that are not known: fairseq asks for a dictionary's length and gets it.
+    They say nothing of the outputs, and must not be written as text when the file is read back."""
+    return [f"symbol{i}" for i in range(size)]
 
 
 def _infer_fairseq(state_dict: Mapping[str, Tensor], hint: HubertConfig | None) -> HubertConfig:
