@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from builders import one_thread  # noqa: F401 - a fixture
 from ctc_builders import make_batch, run, small_config, small_model
+from fairseq2.gang import create_fake_gangs
+from fairseq2.recipe.config import ModelSection
+from fairseq2.runtime.dependency import get_dependency_resolver
 
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, ConfigError
 from hubert_plugin.models.export import export_hubert
+from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
+from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.tasks.pretrained import PretrainedSection, copy_parameters, open_pretrained, set_model
+from hubert_plugin.text.vocabulary import CtcVocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_run(folder: Path, model: HubertCtcModel) -> None:
+    """Write what a run of ``finetune`` leaves of a model."""
+    weights = folder / "checkpoints/step_1/model/pp_00/tp_00/sdp_00.pt"
+
+    weights.parent.mkdir(parents=True)
+
+    torch.save(model.state_dict(), weights)
+
+    content = {"model_family": "hubert_ctc", "model_config": asdict(model.config)}
+
+    (folder / "checkpoints/model.yaml").write_text(json.dumps(content))
 
 
 class TestLayerWeights:
@@ -43,6 +66,57 @@ class TestLayerWeights:
         for format in ("huggingface", "torchaudio", "fairseq"):
             with pytest.raises(CheckpointError, match="no place for a weighted sum of layers"):
                 export_hubert(small_model(layer_pooling="weighted"), tmp_path / format, format=format)
+
+    def test_output_layer_that_is_kept_keeps_them(self, tmp_path: Path) -> None:
+        probe = small_model(layer_pooling="weighted").eval()
+
+        with torch.no_grad():
+            probe.layer_weights.weight.copy_(torch.tensor([2.0, -1.0, 0.5]))  # type: ignore[union-attr]
+
+        write_run(tmp_path / "probe", probe)
+
+        section, gangs = PretrainedSection(output_layer="keep"), create_fake_gangs(torch.device("cpu"))
+
+        pretrained = open_pretrained(str(tmp_path / "probe"), section, gangs)
+
+        assert pretrained is not None and pretrained.layer_pooling == "weighted"
+
+        torch.manual_seed(1)
+
+        model = create_hubert_ctc_model(small_config(layer_pooling="weighted")).eval()
+
+        copy_parameters(model, pretrained, section)
+
+        waveforms = make_batch([0]).waveforms
+
+        assert torch.equal(model(waveforms)[0], probe(waveforms)[0])
+
+    @pytest.mark.parametrize("kept", ["last", "weighted"])
+    def test_output_layer_that_is_kept_reads_what_it_learned_to_read(self, kept: str) -> None:
+        def model_with(pooling: str | None, **overrides: object) -> dict[str, Any]:
+            section = ModelSection(family="hubert_ctc", arch="tiny", config_overrides=overrides)
+
+            set_model(
+                get_dependency_resolver(),
+                section,
+                CtcVocabulary(("<s>", "|", "A")),
+                None,
+                train_convolutions=False,
+                layer_pooling=pooling,
+            )
+
+            return cast("dict[str, Any]", section.config_overrides)
+
+        assert model_with(kept)["layer_pooling"] == kept
+        assert model_with(kept, layer_pooling=kept)["layer_pooling"] == kept
+
+        # A new output layer may read anything.
+        assert model_with(None, layer_pooling="weighted")["layer_pooling"] == "weighted"
+
+        other = {"last": "weighted", "weighted": "last"}[kept]
+
+        with pytest.raises(ConfigError, match=f"`model.config_overrides.layer_pooling` is '{other}', but .* '{kept}'"):
+            model_with(kept, layer_pooling=other)
 
     def test_options_are_checked(self) -> None:
         config = small_config(layer_pooling="mean", symbol_scores=[0.0])

@@ -25,7 +25,7 @@ from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.models.interop.fit import encoder_of
-from hubert_plugin.models.interop.keys import split_recogniser
+from hubert_plugin.models.interop.keys import LAYER_WEIGHTS_KEY, split_recogniser
 from hubert_plugin.models.interop.resolve import resolve_source
 from hubert_plugin.text.vocabulary import CtcVocabulary
 
@@ -65,8 +65,8 @@ class PretrainedSection(Validatable):
     """Which checkpoint of a run folder: ``last``, ``best`` or the number of a step."""
 
     output_layer: str = "new"
-    """``new``: the output layer starts at random. ``keep``: that of a fine-tuned model is taken over; its symbols must
-    be those of the tokenizer."""
+    """``new``: the output layer starts at random. ``keep``: that of a fine-tuned model is taken over, with the weights
+    of layers that it reads (``layer_pooling``); its symbols must be those of the tokenizer."""
 
     required: bool = False
     """If true, ``pretrained`` must be named: for presets that make no sense without."""
@@ -101,6 +101,12 @@ class PretrainedModel:
     output_layer: dict[str, Tensor] | None
     """``weight`` and ``bias``, where it is a recogniser."""
 
+    layer_pooling: str | None = None
+    """What the output layer reads (:attr:`HubertCtcConfig.layer_pooling`), where it is a recogniser."""
+
+    layer_weights: Tensor | None = None
+    """The weights of the layers, where the output layer reads their weighted sum."""
+
 
 def open_pretrained(source: str | None, section: PretrainedSection, gangs: Gangs) -> PretrainedModel | None:
     """Return the checkpoint that ``source`` names; ``None``: none is named, the model starts at random.
@@ -133,10 +139,12 @@ def open_pretrained(source: str | None, section: PretrainedSection, gangs: Gangs
 def _open(source: str, step: int | Literal["last", "best"]) -> PretrainedModel:
     recognised = resolve_source(source, step=step)
 
-    vocabulary, output_layer = None, None
+    vocabulary, output_layer, layer_pooling = None, None, None
 
     if isinstance(recognised.config, HubertCtcConfig):
         _, output_layer = split_recogniser(recognised.state_dict)
+
+        layer_pooling = recognised.config.layer_pooling
 
         if recognised.config.symbols:
             vocabulary = CtcVocabulary.of_config(recognised.config)
@@ -147,7 +155,9 @@ def _open(source: str, step: int | Literal["last", "best"]) -> PretrainedModel:
 
     state_dict = {k: v for k, v in encoder.state_dict.items() if not k.startswith("target_heads.")}
 
-    return PretrainedModel(source, encoder.config, state_dict, vocabulary, output_layer)
+    layer_weights = recognised.state_dict.get(LAYER_WEIGHTS_KEY)
+
+    return PretrainedModel(source, encoder.config, state_dict, vocabulary, output_layer, layer_pooling, layer_weights)
 
 
 def check_output_layer(pretrained: PretrainedModel | None, section: PretrainedSection, ours: CtcVocabulary) -> None:
@@ -202,11 +212,13 @@ def set_model(
     pretrained: HubertConfig | None,
     *,
     train_convolutions: bool,
+    layer_pooling: str | None = None,
 ) -> None:
     """Complete ``model``: the outputs are the vocabulary's, the architecture is that of the pretrained encoder.
 
-    :raises ConfigError: ``model.config_overrides`` says another architecture than the pretrained encoder has, or other
-        outputs than the tokenizer.
+    :param layer_pooling: What the output layer reads, where one is kept: it has learned to read nothing else.
+    :raises ConfigError: ``model.config_overrides`` says another architecture than the pretrained encoder has, other
+        outputs than the tokenizer, or that an output layer that is kept reads something else.
     """
     overrides: dict[str, Any] = dict(section.config_overrides or {})  # type: ignore[call-overload]
 
@@ -230,6 +242,16 @@ def set_model(
             f"`model.config_overrides` sets {', '.join(wrong)}, which follow from the tokenizer ({len(vocabulary)} "
             "symbols). Leave them out, and choose another tokenizer if need be."
         )
+
+    if layer_pooling is not None:
+        if (asked := overrides.get("layer_pooling", layer_pooling)) != layer_pooling:
+            raise ConfigError(
+                f"`model.config_overrides.layer_pooling` is '{asked}', but the output layer that "
+                f"`pretraining.output_layer=keep` takes over has learned to read '{layer_pooling}'. Leave the key out "
+                "(or choose a preset without it), or start a new output layer: `pretraining.output_layer=new`."
+            )
+
+        outputs["layer_pooling"] = layer_pooling
 
     section.config_overrides = {**overrides, **outputs, "encoder": encoder}
 
@@ -286,6 +308,9 @@ def copy_parameters(model: HubertCtcModel, pretrained: PretrainedModel, section:
         assert pretrained.output_layer is not None
 
         model.final_proj.load_state_dict(pretrained.output_layer)
+
+        if model.layer_weights is not None and pretrained.layer_weights is not None:
+            model.layer_weights.load_state_dict({"weight": pretrained.layer_weights})
 
     log.info("The encoder starts from {}; the output layer {}.", pretrained.source, "is kept" if kept else "is new")
 

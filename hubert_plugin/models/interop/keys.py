@@ -28,6 +28,9 @@ ENCODER_PREFIX: Final = "hubert."
 PROJ_PREFIX: Final = "final_proj."
 """Where the output layer is in the state dict of our recogniser."""
 
+LAYER_WEIGHTS_KEY: Final = "layer_weights.weight"
+"""The weights of layers in the state dict of our recogniser, where its output layer reads their sum."""
+
 WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
 """What data parallel training, ``torch.compile``, FSDP and Lightning put before each name."""
 

@@ -126,12 +126,16 @@ class HubertFinetuneRecipe(Recipe):
             check_output_layer(self._pretrained, config.pretraining, vocabulary)
 
             encoder_config = self._pretrained.config if self._pretrained is not None else None
+
+            layer_pooling = self._pretrained.layer_pooling if self._pretrained is not None else None
         else:
             before = read_model_config(resolver, checkpoint_dir)
 
             check_resumed_vocabulary(before, vocabulary, checkpoint_dir)
 
             encoder_config = before.encoder if config.pretrained else None
+
+            layer_pooling = before.layer_pooling
 
         task.spell(tokenizer)
 
@@ -148,6 +152,7 @@ class HubertFinetuneRecipe(Recipe):
             vocabulary,
             encoder_config,
             train_convolutions=not config.freezing.freezes_convolutions(pretrained=bool(config.pretrained)),
+            layer_pooling=layer_pooling if config.pretraining.output_layer == "keep" else None,
         )
 
         dp_model = context.get_data_parallel_model()
