@@ -337,12 +337,27 @@ def test_subtitles_break_at_pauses_and_lengths_and_never_overlap() -> None:
 
 
 def test_subtitles_of_one_name_are_refused() -> None:
-    ids = ["a.wav", "a.flac"]
+    with pytest.raises(ConfigError, match=r"'a\.wav' and 'a\.FLAC' would both be 'srt/a\.srt'"):
+        srt_paths(["a.wav", "a.FLAC"])
 
-    with pytest.raises(ConfigError, match=r"'a\.wav' and 'a\.flac' would both be 'srt/a\.srt'"):
-        srt_paths(ids, [{"id": i} for i in ids])
 
-    assert list(srt_paths(["../../x.wav", "/y.wav", "z.zip:1:2"], [{"id": "x"}] * 3)) == ["x.srt", "y.srt", "z.srt"]
+def test_subtitles_are_named_for_their_recordings() -> None:
+    """Segments, slices of archives and names with dots differ behind their last dot."""
+    names = {
+        "../../x.wav": "x.srt",
+        "/y.wav": "y.srt",
+        "b/y.Opus": "b/y.srt",
+        "z.zip:1:2": "z.zip_1_2.srt",
+        "z.zip:3:2": "z.zip_3_2.srt",
+        "a.wav[0:16000]": "a.wav_0_16000_.srt",
+        "a.wav[16000:32000]": "a.wav_16000_32000_.srt",
+        "spk.001": "spk.001.srt",
+        "spk.002": "spk.002.srt",
+        "d.v1/1": "d.v1/1.srt",
+        "stdin": "stdin.srt",
+    }
+
+    assert srt_paths(list(names)) == list(names.values())
 
 
 def test_parts_of_another_command_are_not_taken(tmp_path: Path) -> None:

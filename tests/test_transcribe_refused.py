@@ -111,6 +111,20 @@ def test_the_preset_of_a_language_model_asks_for_one(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "b" / "transcribe.json").read_text())["decoder"]["name"] == "beam"
 
 
+def test_subtitles_of_one_name_are_refused_before_anything_is_transcribed(tmp_path: Path) -> None:
+    recording = find(make_audio(tmp_path / "corpus"), "valid00.wav")
+
+    other = recording.with_suffix(".flac")
+
+    sf.write(other, *sf.read(recording))
+
+    run = transcribe(tmp_path / "a", f"model={MODEL}", f"input=[{recording},{other}]", "formats=[srt]")
+
+    assert_answer(run, ["Subtitles cannot be written", "valid00.flac' would both be", "leave `srt` out of `formats`"])
+
+    assert not (tmp_path / "a" / "parts").exists()
+
+
 def test_recordings_that_break_are_skipped_on_request(corpus: Path, tmp_path: Path) -> None:
     broken = make_corpus(tmp_path / "broken", num_train=1, num_valid=2, seconds=(0.5, 0.6))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from hubert_plugin.data.scan import AUDIO_EXTENSIONS
 from hubert_plugin.decoding.hypothesis import Hypothesis, Word
 from hubert_plugin.decoding.transcriber import Transcript
 from hubert_plugin.errors import ConfigError, format_problems
@@ -84,7 +85,7 @@ def write_outputs(output_dir: Path, records: Sequence[Mapping[str, Any]], format
         write_text_atomic(output_dir / CTM_FILE, "".join(_ctm(r) for r in records))
 
     if "srt" in formats:
-        for path, record in srt_paths([r["id"] for r in records], records).items():
+        for path, record in zip(srt_paths([r["id"] for r in records]), records, strict=True):
             write_text_atomic(output_dir / SRT_FOLDER / path, srt_of(words_of_record(record), record["seconds"]))
 
     write_text_atomic(output_dir / JSONL_FILE, json_lines(records))
@@ -112,32 +113,39 @@ def _ctm(record: Mapping[str, Any]) -> str:
     )
 
 
-def srt_paths(ids: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the SRT file of each recording, relative to the folder of SRT files.
+def srt_paths(ids: Sequence[str]) -> list[str]:
+    """Return the SRT file of each recording, relative to the folder of SRT files: its name, in which ``.srt`` takes the
+    place of an ending of audio. What follows any other dot is part of the name (``spk.001``, ``a.wav[0:16000]``).
 
     :raises ConfigError: Two recordings would get the same file.
     """
-    paths: dict[str, Mapping[str, Any]] = {}
+    ids_by_path: dict[str, str] = {}
 
     problems = []
 
-    for id_, record in zip(ids, records, strict=True):
+    for id_ in ids:
         # Colons and brackets of archive slices are no good in names of files; ".." must not lead out of the folder.
         parts = [p for p in PurePosixPath(id_).parts if p not in ("/", "..")]
 
         name = re.sub(r'[:\[\]<>"|?*\\]', "_", "/".join(parts))
 
-        path = str(PurePosixPath(name).with_suffix(".srt"))
+        path = f"{_without_audio_ending(name)}.srt"
 
-        if path in paths:
-            problems.append(f"'{paths[path]['id']}' and '{id_}' would both be '{SRT_FOLDER}/{path}'.")
+        if path in ids_by_path:
+            problems.append(f"'{ids_by_path[path]}' and '{id_}' would both be '{SRT_FOLDER}/{path}'.")
 
-        paths[path] = record
+        ids_by_path[path] = id_
 
     if problems:
         raise ConfigError(format_problems("Subtitles cannot be written; leave `srt` out of `formats`:", problems))
 
-    return paths
+    return list(ids_by_path)
+
+
+def _without_audio_ending(name: str) -> str:
+    path = PurePosixPath(name)
+
+    return str(path.with_suffix("")) if path.suffix.lower() in AUDIO_EXTENSIONS else name
 
 
 def srt_of(words: Sequence[Word], duration: float) -> str:

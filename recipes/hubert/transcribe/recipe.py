@@ -15,6 +15,7 @@ from typing_extensions import override
 from hubert_plugin.decoding.demo_lm import resolve_decoder
 from hubert_plugin.decoding.fit import DecoderConfig
 from hubert_plugin.decoding.inputs import AudioInput, open_input
+from hubert_plugin.decoding.outputs import srt_paths
 from hubert_plugin.decoding.recogniser import fingerprint_of, vocabulary_of
 from hubert_plugin.decoding.rescoring import load_rescorer
 from hubert_plugin.decoding.run import Job, create_decoder, describe_decoder, run_together, tune, tuned
@@ -99,6 +100,10 @@ def _prepare(context: RecipeContext, config: HubertTranscribeConfig, progress: P
 
 def _create_job(context: RecipeContext, config: HubertTranscribeConfig) -> Job:
     source = _open_input(context, config)
+
+    # Names that cannot be written are told before the work, not after it.
+    if "srt" in config.formats:
+        srt_paths(source.ids)
 
     decoder_config = resolve_decoder(config.decoder, config.demo)
 
