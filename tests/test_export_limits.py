@@ -193,6 +193,21 @@ def test_symbols_that_are_not_known_stay_unknown_in_fairseqs_file(tmp_path: Path
     assert vocabulary_of(model, str(tmp_path / "dict.txt")).text([5, 4, 6]) == "A B"
 
 
+@pytest.mark.parametrize("symbols", [[], ["|", "A", "B", "C", "D", "E", "F", "<blank>"]])
+def test_torchaudios_plan_says_what_the_outputs_stand_for(symbols: list[str], tmp_path: Path) -> None:
+    config = HubertCtcConfig(encoder=replace(tiny_config(), heads=[]), vocab_size=8, symbols=symbols, blank=7)
+
+    export_hubert(create_hubert_ctc_model(config).eval(), tmp_path / "m.pth", format="torchaudio", audio=WAVE)
+
+    plan = json.loads((tmp_path / "m.json").read_text())
+
+    assert (plan["symbols"], plan["blank"]) == (symbols, 7)
+
+    read = load_hubert_ctc(tmp_path / "m.pth").config
+
+    assert (read.symbols, read.blank) == (symbols, 7)
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hubert_plugin.errors import MissingDependencyError
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubert_plugin.errors import DecodingError
-from hubert_plugin.text.symbols import FAIRSEQ_SPECIALS, NAMED_SYMBOLS
-from hubert_plugin.text.vocabulary import CtcVocabulary
+from hubert_plugin.text.symbols import BLANKS, FAIRSEQ_SPECIALS, NAMED_SYMBOLS, SEPARATOR, WORD_START
+from hubert_plugin.text.vocabulary import CtcVocabulary, is_special_name
 
 if TYPE_CHECKING:
     from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
@@ -20,7 +21,8 @@ def vocabulary_of(model: HubertCtcModel, symbols: str = "") -> CtcVocabulary:
     """Return what the outputs of a recogniser mean.
 
     :param symbols: A file with a symbol in each line (fairseq's ``dict.ltr.txt``: with a count behind it, and without
-        the four special symbols), or the name of a well-known set; empty: what the checkpoint says.
+        the four special symbols), the blank named as in :data:`~hubert_plugin.text.symbols.BLANKS`; or the name of a
+        well-known set; empty: what the checkpoint says.
     :raises TextError: The checkpoint says nothing, or there is no such set or one of another size.
     :raises DecodingError: The file cannot be read, or does not fit, or the checkpoint says otherwise.
     """
@@ -64,7 +66,27 @@ def _read_symbols(path: Path, size: int, blank: int) -> CtcVocabulary:
             "another recogniser."
         )
 
-    return CtcVocabulary(tuple(found), blank)
+    return CtcVocabulary(tuple(found), _find_blank(path, found, blank))
+
+
+def _find_blank(path: Path, symbols: Sequence[str], blank: int) -> int:
+    """Return the blank of a file of symbols.
+
+    :param blank: What the checkpoint says. Most formats say nothing, which is 0, so the names in the file count.
+    :raises DecodingError: It would be the separator or a letter.
+    """
+    if blank == 0 and symbols[0] not in BLANKS:
+        blank = next((symbols.index(name) for name in BLANKS if name in symbols), 0)
+
+    symbol = symbols[blank]
+
+    if symbol in (SEPARATOR, WORD_START) or (any(map(str.isalpha, symbol)) and not is_special_name(symbol)):
+        raise DecodingError(
+            f"'{path}' must say which of its symbols is the blank: output {blank}, which is it where nothing else is "
+            f"said, is '{symbol}', a symbol of text. Name the blank {', '.join(BLANKS[:-1])} or {BLANKS[-1]}."
+        )
+
+    return blank
 
 
 def fingerprint_of(model: HubertCtcModel) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from hubert_plugin.errors import TextError, format_problems
-from hubert_plugin.text.symbols import FAIRSEQ_SPECIALS
+from hubert_plugin.text.symbols import BLANKS, FAIRSEQ_SPECIALS
 from hubert_plugin.text.vocabulary import CtcVocabulary
-
-_BLANKS: Final = ("<pad>", "[PAD]", "<blank>", "<s>")
 
 
 def read_dictionary(path: Path) -> CtcVocabulary:
@@ -85,11 +83,11 @@ def _parse_huggingface(path: Path, text: str) -> CtcVocabulary:
     blank = _pad_token(path.with_name("tokenizer_config.json"))
 
     if blank not in symbols:
-        blank = next((s for s in _BLANKS if s in symbols), None)
+        blank = next((s for s in BLANKS if s in symbols), None)
 
     if blank is None:
         raise TextError(
-            f"The dictionary '{path}' has no symbol that could be the blank. Expected one of {', '.join(_BLANKS)}, or "
+            f"The dictionary '{path}' has no symbol that could be the blank. Expected one of {', '.join(BLANKS)}, or "
             "a `pad_token` in the tokenizer_config.json beside it."
         )
 

@@ -14,6 +14,10 @@ WORD_START: Final = "\u2581"
 FAIRSEQ_SPECIALS: Final = ("<s>", "<pad>", "</s>", "<unk>")
 """What every dictionary of fairseq begins with (``fairseq/data/dictionary.py``). ``<s>`` is the blank."""
 
+BLANKS: Final = ("<pad>", "[PAD]", "<blank>", "<s>")
+"""What the blank is called in files of symbols. Of several, the first here: where Hugging Face has ``<pad>`` and
+``<s>``, the former is it. (fairseq, whose blank is ``<s>``, has it as output 0.)"""
+
 # By frequency, as in the dict.ltr.txt that fairseq gives with its fine-tuned models; torchaudio has the same order.
 _LETTERS: Final = tuple("|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 

@@ -93,7 +93,7 @@ class CtcVocabulary:
     def specials(self) -> frozenset[int]:
         """The outputs that are never text: the blank and everything named like ``<s>`` or ``[PAD]``. The separator is
         not among them."""
-        named = {i for i, s in enumerate(self.symbols) if _SPECIAL.fullmatch(s)}
+        named = {i for i, s in enumerate(self.symbols) if is_special_name(s)}
 
         return frozenset(named | {self.blank})
 
@@ -264,6 +264,11 @@ class CtcVocabulary:
     @cached_property
     def _longest(self) -> int:
         return max(map(len, self.symbols))
+
+
+def is_special_name(symbol: str) -> bool:
+    """Return whether a symbol is no text by its name, as ``<s>`` and ``[PAD]`` are."""
+    return bool(_SPECIAL.fullmatch(symbol))
 
 
 def _follow(best: Sequence[tuple[float, int, int] | None]) -> Iterator[int]:

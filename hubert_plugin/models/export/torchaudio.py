@@ -15,6 +15,7 @@ from torch import Tensor
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.export.parity import AnyModel, Outputs, Probe, has_logits, model_input
 from hubert_plugin.models.export.targets import check_file, save_torch
+from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.interop.keys import AnyConfig, encoder_config
 from hubert_plugin.models.interop.torchaudio import export_torchaudio_kwargs, export_torchaudio_state_dict
 
@@ -38,7 +39,8 @@ def save_torchaudio(state_dict: Mapping[str, Tensor], config: AnyConfig, path: P
 
 
 def building_plan(config: AnyConfig) -> dict[str, Any]:
-    """Return which function of ``torchaudio.models`` builds the model, from which arguments."""
+    """Return which function of ``torchaudio.models`` builds the model, from which arguments, and what a recogniser's
+    outputs stand for."""
     hubert = encoder_config(config)
 
     arguments = export_torchaudio_kwargs(config)
@@ -47,7 +49,7 @@ def building_plan(config: AnyConfig) -> dict[str, Any]:
     if hubert.heads and not 0.0 < hubert.feature_grad_scale < 1.0:
         arguments["feature_grad_mult"] = None
 
-    return {
+    plan: dict[str, Any] = {
         "function": "hubert_pretrain_model" if hubert.heads else "wav2vec2_model",
         "arguments": arguments,
         "sample_rate": hubert.sample_rate,
@@ -58,6 +60,12 @@ def building_plan(config: AnyConfig) -> dict[str, Any]:
             "model.load_state_dict(torch.load(PTH, weights_only=True)); model.eval()"
         ),
     }
+
+    # torchaudio has no place for what the outputs stand for.
+    if isinstance(config, HubertCtcConfig):
+        plan |= {"symbols": list(config.symbols), "blank": config.blank}
+
+    return plan
 
 
 def torchaudio_outputs(path: Path, model: AnyModel, probe: Probe) -> tuple[Outputs, str]:

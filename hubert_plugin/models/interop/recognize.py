@@ -201,6 +201,9 @@ def _recognize_torchaudio(
     if normalize is not None:
         encoder_config(config).normalize_audio = bool(normalize)
 
+    if isinstance(config, HubertCtcConfig):
+        config.symbols, config.blank = list(map(str, plan.get("symbols") or ())), int(plan.get("blank", 0))
+
     return Recognised(
         checkpoint.path,
         "torchaudio",

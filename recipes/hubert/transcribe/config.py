@@ -32,7 +32,8 @@ class HubertTranscribeConfig(Validatable):
 
     symbols: str = ""
     """What the outputs mean, for checkpoints that do not say: ``fairseq_letters``, ``letters``, ``torchaudio_letters``,
-    or a file with a symbol in each line (``dict.ltr.txt``)."""
+    or a file with a symbol in each line (``dict.ltr.txt``), where the blank is named ``<pad>``, ``[PAD]``,
+    ``<blank>`` or ``<s>`` if it is not the first."""
 
     # A string or a list of strings.
     input: object = ""
