@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hubert_plugin.decoding.hypothesis import Hypothesis, Word
-from hubert_plugin.decoding.outputs import record_of, srt_of, srt_paths, write_outputs
+from hubert_plugin.decoding.outputs import record_of, remove_outputs, srt_of, srt_paths, write_outputs
 from hubert_plugin.decoding.parts import Parts
 from hubert_plugin.decoding.transcriber import Times, Transcript
 from hubert_plugin.errors import ConfigError
@@ -50,6 +50,24 @@ def test_files_say_what_was_recognised(tmp_path: Path) -> None:
 
     assert (tmp_path / "srt" / "a" / "one two.srt").read_text() == ("1\n00:00:00,500 --> 00:00:01,520\nHELLO WÖRLD\n\n")
     assert (tmp_path / "srt" / "a" / "silence.srt").read_text() == ""
+
+
+def test_what_another_run_wrote_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_outputs(tmp_path, records(), ["text", "ctm", "srt"])
+
+    others = ["notes.md", "srt/mine.srt", "srt/b/mine.txt", "evaluation/evaluation.json"]
+
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of somebody")
+
+    remove_outputs(tmp_path)
+
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(others)
+    assert not (tmp_path / "srt" / "a").exists()
+
+    # Where there is nothing, nothing is done.
+    remove_outputs(tmp_path / "none")
 
 
 def test_subtitles_break_at_pauses_and_lengths_and_never_overlap() -> None:

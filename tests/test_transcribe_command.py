@@ -102,6 +102,24 @@ def test_files_and_folders_are_transcribed(corpus: Path, tmp_path: Path) -> None
     assert [by_id[str(f.relative_to(corpus / "wav"))] for f in files] == [r["text"] for r in records]
 
 
+def test_another_transcription_leaves_nothing_of_the_first(corpus: Path, tmp_path: Path) -> None:
+    first, second = sorted((corpus / "wav").rglob("valid*.wav"), key=lambda p: p.name)[:2]
+
+    done(transcribe(tmp_path, f"model={MODEL}", f"input={first}", "formats=[text,ctm,srt]"))
+
+    assert len(list(tmp_path.rglob("*.srt"))) == 1
+
+    done(transcribe(tmp_path, f"model={MODEL}", f"input={second}", "formats=[text]"))
+
+    assert sorted(p.name for p in tmp_path.glob("transcri*")) == [
+        "transcribe.json",
+        "transcripts.jsonl",
+        "transcripts.txt",
+    ]
+    assert not (tmp_path / "srt").exists()
+    assert [r["id"] for r in read_records(tmp_path)] == [str(second)]
+
+
 STDIN = """
 import os, sys
 from hubert_plugin.cli import main

@@ -11,7 +11,7 @@ from typing import Any, Final
 from hubert_plugin.data.scan import AUDIO_EXTENSIONS
 from hubert_plugin.decoding.hypothesis import Hypothesis, Word
 from hubert_plugin.decoding.transcriber import Transcript
-from hubert_plugin.errors import ConfigError, format_problems
+from hubert_plugin.errors import ConfigError, StorageError, format_problems
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.frames import seconds
 
@@ -89,6 +89,37 @@ def write_outputs(output_dir: Path, records: Sequence[Mapping[str, Any]], format
             write_text_atomic(output_dir / SRT_FOLDER / path, srt_of(words_of_record(record), record["seconds"]))
 
     write_text_atomic(output_dir / JSONL_FILE, json_lines(records))
+
+
+def remove_outputs(output_dir: Path) -> None:
+    """Remove what an earlier run wrote, so that nothing of it lies beside other results. Files of others stay.
+
+    :raises StorageError: A file cannot be removed.
+    """
+    folder = output_dir / SRT_FOLDER
+
+    # JSON lines go last: they say which subtitles there are.
+    subtitles = [folder / path for path in _written_subtitles(output_dir)]
+
+    try:
+        for path in (*subtitles, output_dir / TEXT_FILE, output_dir / CTM_FILE, output_dir / JSONL_FILE):
+            path.unlink(missing_ok=True)
+
+        for path in sorted({p for s in subtitles for p in s.parents if p.is_relative_to(folder)}, reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    except OSError as ex:
+        raise StorageError(
+            f"What an earlier run wrote to '{output_dir}' cannot be removed ({ex}). Remove it, or choose another "
+            "folder, then run the same command again."
+        ) from ex
+
+
+def _written_subtitles(output_dir: Path) -> list[str]:
+    try:
+        return srt_paths([r["id"] for r in read_records(output_dir)])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):  # there are none, or they are of somebody else
+        return []
 
 
 def read_records(output_dir: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from hubert_plugin.decoding.decoder import Decoder
 from hubert_plugin.decoding.distance import EditCounts, edit_counts
 from hubert_plugin.decoding.fit import DecoderConfig, make_decoder
 from hubert_plugin.decoding.inputs import AudioInput
-from hubert_plugin.decoding.outputs import JSONL_FILE, read_records, record_of, write_outputs
+from hubert_plugin.decoding.outputs import JSONL_FILE, read_records, record_of, remove_outputs, write_outputs
 from hubert_plugin.decoding.parts import Parts
 from hubert_plugin.decoding.transcriber import Times, Transcriber, blocks_of
 from hubert_plugin.decoding.tuning import TuningConfig, tune_weights
@@ -100,6 +100,11 @@ class Job:
             records, times = parts.collect(len(blocks))
 
             summary = self._summarize(records, times)
+
+            # Of another command, with other formats perhaps.
+            remove_outputs(self.output_dir)
+
+            (self.output_dir / SUMMARY_FILE).unlink(missing_ok=True)
 
         write_outputs(self.output_dir, records, self.formats)
 
