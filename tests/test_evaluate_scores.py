@@ -180,21 +180,24 @@ def test_an_interval_without_references_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
+        ("x.wrd", "\n", (None, [""])),  # one recording, in which nothing was recognised
         ("x.wrd", "A B\n\nC\n", (None, ["A B", "", "C"])),
         ("x.txt", "A  B\r\nC\r\n", (None, ["A B", "C"])),
         ("x.ltr", "A B | C |\n|\n", (None, ["AB C", ""])),
         ("text", "u1 A B\nu2\n", (["u1", "u2"], ["A B", ""])),
         ("x.text", "u1\tA B\n", (["u1"], ["A B"])),
+        ("x.jsonl", b'{"id": "caf\xe9.wav", "text": "CAF\xc3\x89"}\n', (["caf\udce9.wav"], ["CAF\u00c9"])),
+        ("text", b"caf\xe9 A B\n", (["caf\udce9"], ["A B"])),
         ("x.jsonl", '{"id": "u1", "text": "A  B", "score": 1}\n', (["u1"], ["A B"])),
         ("x.tsv", "path\tspeaker\ttext\nu1\ts\tA B\nu2\ts\t\n", (["u1", "u2"], ["A B", ""])),
     ],
 )
 def test_files_of_all_kinds_are_read(
-    tmp_path: Path, name: str, content: str, expected: tuple[list[str] | None, list[str]]
+    tmp_path: Path, name: str, content: str | bytes, expected: tuple[list[str] | None, list[str]]
 ) -> None:
     path = tmp_path / name
 
-    path.write_bytes(content.encode())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     texts = read_texts(path)
 
@@ -206,7 +209,9 @@ def test_files_of_all_kinds_are_read(
     [
         ("x.wrd", None, "There is no file"),
         ("x.wrd", b"", "is empty"),
-        ("x.wrd", b"\xff\xfe", "cannot be read"),
+        ("x.wrd", b"A\nCAF\xc9\n", r"cannot be read(.|\n)*x\.wrd:2: expected UTF-8, found 'CAF\\udcc9'"),
+        ("text", b"caf\xe9 CAF\xc9\n", r"cannot be read(.|\n)*'caf\\udce9': expected UTF-8"),
+        ("x.jsonl", b'{"id": "u1", "text": "\\ud83d"}\n', r"cannot be read(.|\n)*'u1': expected UTF-8"),
         ("text", b"u1 A\n\nu1 B\n", r":2: expected an utterance id(.|\n)*:3: 'u1' is named again \(line 1\)"),
         ("x.jsonl", b'{"id": 3}\nnonsense\n', r":1: expected a JSON record(.|\n)*:2: expected a JSON record"),
         ("x.tsv", b"id\ttext\nu1\tA\n", "lacks 'path'; found 'id', 'text'"),

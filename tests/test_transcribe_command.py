@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,34 @@ def test_another_transcription_leaves_nothing_of_the_first(corpus: Path, tmp_pat
     ]
     assert not (tmp_path / "srt").exists()
     assert [r["id"] for r in read_records(tmp_path)] == [str(second)]
+
+
+def test_names_that_are_no_utf8_are_written_and_read(corpus: Path, tmp_path: Path) -> None:
+    """Names of files are bytes: the log shows them escaped, and files have them as they are."""
+    name = os.fsdecode(b"caf\xe9.wav")
+
+    (tmp_path / "audio").mkdir()
+
+    shutil.copy(next((corpus / "wav").rglob("valid00.wav")), tmp_path / "audio" / name)
+
+    args = f"model={MODEL}", f"input={tmp_path / 'audio'}", "formats=[text,ctm,srt]"
+
+    run = done(transcribe(tmp_path / "out", *args))
+
+    assert "Traceback" not in run.raw and "caf\\udce9.wav: " in run.text, run.raw
+
+    assert (tmp_path / "out" / "srt" / os.fsdecode(b"caf\xe9.srt")).is_file()
+
+    (tmp_path / "text").write_bytes(b"caf\xe9.wav fab\n")
+
+    overrides = [f"hypotheses={tmp_path / 'out'}", f"references={tmp_path / 'text'}"]
+
+    run = command_server().run(
+        "recipe", "hubert", "evaluate", str(tmp_path / "scores"), "--no-rich", "--config", *overrides
+    )
+
+    assert "Traceback" not in done(run).raw, run.raw
+    assert b"caf\xe9.wav\t" in (tmp_path / "scores" / "utterances.tsv").read_bytes()
 
 
 STDIN = """

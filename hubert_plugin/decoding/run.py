@@ -24,7 +24,7 @@ from hubert_plugin.decoding.outputs import JSONL_FILE, read_records, record_of, 
 from hubert_plugin.decoding.parts import Parts
 from hubert_plugin.decoding.transcriber import Times, Transcriber, blocks_of
 from hubert_plugin.decoding.tuning import TuningConfig, tune_weights
-from hubert_plugin.errors import DecodingError, format_problems
+from hubert_plugin.errors import DecodingError, format_problems, printable
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.text.vocabulary import CtcVocabulary
 from hubert_plugin.units.ranks import raise_together
@@ -172,19 +172,21 @@ def _report(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], ou
             "Nothing was recognised in {:,} of {:,} recordings, whose lines are empty: {}.",
             summary["num_empty"],
             summary["num_recordings"],
-            named,
+            printable(named),
         )
 
     if len(records) <= _NUM_NAMED:
         for record in records:
-            log.info("{}: {}", record["id"], record["text"] or ("(skipped)" if "error" in record else "(nothing)"))
+            log.info(
+                "{}: {}", printable(record["id"]), record["text"] or ("(skipped)" if "error" in record else "(nothing)")
+            )
 
     log.info(
         "Transcribed {:,} recordings ({:,.1f} s) with a real-time factor of {:.4f}. Written to {}.",
         summary["num_recordings"],
         summary["seconds"],
         summary["real_time_factor"] or 0.0,
-        output_dir,
+        printable(str(output_dir)),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hubert_plugin.errors import TextError, format_problems
+from hubert_plugin.errors import TextError, format_problems, printable
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,34 @@ def read_texts(path: Path, *, column: str = "text", id_column: str = "path") -> 
     :param id_column: In a ``.tsv``: the column that names the utterance.
     :raises TextError: The file is missing, empty or malformed; names all lines.
     """
-    path = Path(path).expanduser()
+    texts = _read_texts(Path(path).expanduser(), column, id_column)
 
+    names = [f"'{i}'" for i in texts.ids] if texts.ids is not None else None
+
+    problems = [
+        f"{names[number - 1] if names else f'{texts.path}:{number}'}: expected UTF-8, found {text[:60]!r}."
+        for number, text in enumerate(texts.texts, start=1)
+        if printable(text) != text
+    ]
+
+    if problems:
+        raise TextError(format_problems(f"The words in '{texts.path}' cannot be read:", problems))
+
+    return texts
+
+
+def _read_texts(path: Path, column: str, id_column: str) -> Texts:
     try:
-        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        # Ids are names of files, which may be no UTF-8 and are kept as they are (`outputs.json_lines` writes them so).
+        content = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
         raise TextError(f"There is no file '{path}'.") from None
-    except (OSError, UnicodeDecodeError) as ex:
+    except OSError as ex:
         raise TextError(f"'{path}' cannot be read: {ex}.") from ex
 
-    if lines == [""]:
+    lines = content.removesuffix("\n").split("\n")
+
+    if not content:
         raise TextError(f"'{path}' is empty: expected the words of an utterance in each line.")
 
     if path.suffix == ".ltr":
