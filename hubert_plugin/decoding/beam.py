@@ -70,6 +70,11 @@ class BeamDecoder(Decoder):
 
         self.config = config
 
+    @property
+    def words(self) -> list[str] | None:
+        """The words that may be written; ``None``: all that the symbols can write."""
+        return None if self._trie is None else self._labels[:-1]
+
     def _build_trie(self, lexicon: Lexicon) -> Any:
         vocabulary = self._vocabulary
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -26,6 +27,7 @@ from hubert_plugin.decoding.transcriber import Times, Transcriber, blocks_of
 from hubert_plugin.decoding.tuning import TuningConfig, tune_weights
 from hubert_plugin.errors import DecodingError, format_problems, printable
 from hubert_plugin.files import write_text_atomic
+from hubert_plugin.text.normalization import TextConfig, normalize_text
 from hubert_plugin.text.vocabulary import CtcVocabulary
 from hubert_plugin.units.ranks import raise_together
 
@@ -193,6 +195,7 @@ def _report(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], ou
 def tune(
     output_dir: Path,
     transcriber: Transcriber,
+    vocabulary: CtcVocabulary,
     config: DecoderConfig,
     source: AudioInput,
     tuning: TuningConfig,
@@ -201,14 +204,21 @@ def tune(
 ) -> None:
     """Search for w1 and w2 on ``source`` and write them to the output folder, unless they are there.
 
+    Words are compared in the case of the recogniser's symbols, as ``finetune`` takes transcripts.
+
+    :param vocabulary: The recogniser's symbols.
     :param fingerprint: Which recogniser it is.
-    :raises DecodingError: The decoder has no weights, or there are no transcripts to measure with.
+    :raises DecodingError: The decoder has no weights, there are no transcripts to measure with, or no word of them can
+        be written.
     """
+    references = _references(source, tuning)
+
     identity = {
         "model_fingerprint": fingerprint,
         "decoder": describe_decoder(config),
         "tune": {k: v if isinstance(v, (int, str)) else str(v) for k, v in asdict(tuning).items()},
         "input": source.source,
+        "references_fingerprint": sha256("\n".join(references).encode("utf-8", "surrogateescape")).hexdigest()[:16],
     }
 
     path = output_dir / TUNING_FILE
@@ -221,11 +231,16 @@ def tune(
     if not isinstance(decoder, BeamDecoder) or not config.lm:
         raise DecodingError("Weights are searched for beam search with a language model: set `decoder.lm`.")
 
-    references = _references(source, tuning)
+    def plain(words: str) -> list[str]:
+        return normalize_text(vocabulary.fold(words), TextConfig(case="none")).split()
+
+    spoken = [plain(text) for text in references]
+
+    _check_writable(sorted({w for words in spoken for w in words}), decoder.words, plain, vocabulary)
 
     # The recogniser runs once, the decoder in each trial.
     scored: list[tuple[Tensor, list[str]]] = [
-        (logits, references[idx].split())
+        (logits, spoken[idx])
         for idx, logits in transcriber.emit(source, range(len(source.ids)), Times())
         if isinstance(logits, Tensor)
     ]
@@ -236,7 +251,7 @@ def tune(
         counts = EditCounts()
 
         for logits, words in scored:
-            counts += edit_counts(words, [w.text for w in decoder.decode(logits)[0].words])
+            counts += edit_counts(words, plain(decoder.decode(logits)[0].text))
 
         return counts
 
@@ -287,6 +302,41 @@ def _references(source: AudioInput, tuning: TuningConfig) -> list[str]:
         raise DecodingError(f"All transcripts of '{source.manifest.path}' are empty: there is nothing to measure with.")
 
     return references
+
+
+def _check_writable(
+    words: Sequence[str], known: Sequence[str] | None, plain: Callable[[str], list[str]], vocabulary: CtcVocabulary
+) -> None:
+    """Warn of words of the transcripts that cannot be recognised, whatever the weights.
+
+    :param known: The words that the decoder may write; ``None``: all that the symbols can write.
+    :param plain: How words are compared.
+    :raises DecodingError: All are such words: any weights would be as good.
+    """
+    if known is None:
+        outside = [w for w in words if vocabulary.find_outside(w)]
+    else:
+        written = {w for word in known for w in plain(word)}
+
+        outside = [w for w in words if w not in written]
+
+    named = ", ".join(f"'{w}'" for w in outside[:_NUM_NAMED]) + (", …" if len(outside) > _NUM_NAMED else "")
+
+    if len(outside) == len(words):
+        raise DecodingError(
+            f"None of the {len(words):,} words of the transcripts can be written by this decoder, so that all weights "
+            f"would be as good: {named}. They have another alphabet, or are not in the lexicon. Choose other "
+            "transcripts with `tune.references`, or another language model or lexicon."
+        )
+
+    if outside:
+        log.warning(
+            "{:,} of the {:,} words of the transcripts cannot be written by this decoder and count as errors with any "
+            "weights: {}.",
+            len(outside),
+            len(words),
+            printable(named),
+        )
 
 
 def describe_decoder(config: DecoderConfig) -> dict[str, Any]:

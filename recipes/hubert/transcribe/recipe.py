@@ -90,6 +90,7 @@ def _prepare(context: RecipeContext, config: HubertTranscribeConfig, progress: P
     tune(
         context.output_dir,
         _create_transcriber(context, config, model, decoder_config),
+        vocabulary_of(model, config.symbols),
         decoder_config,
         source,
         tuning,
