@@ -166,15 +166,21 @@ def test_a_file_of_symbols_without_a_blank_is_refused(symbols: str, tmp_path: Pa
         vocabulary_of(model, str(tmp_path / "symbols.txt"))
 
 
-def test_fingerprints_tell_recognisers_apart() -> None:
-    one, other = make_model(), make_model()
+@pytest.mark.parametrize("part", ["final_proj.bias", "hubert.encoder.layers.1.ffn.inner_proj.weight", "layer_weights"])
+def test_fingerprints_tell_recognisers_apart(part: str) -> None:
+    one, other = make_model(layer_pooling="weighted"), make_model(layer_pooling="weighted")
 
     assert fingerprint_of(one) == fingerprint_of(other)
 
+    ((_, param),) = [(n, p) for n, p in other.named_parameters() if n.startswith(part)]
+
     with torch.no_grad():
-        other.final_proj.bias.add_(1e-6)  # type: ignore[union-attr]
+        param.flatten()[0] += 1e-6
 
     assert fingerprint_of(one) != fingerprint_of(other)
+
+    # Half precision scores otherwise.
+    assert len({fingerprint_of(one.to(t)) for t in (torch.float32, torch.bfloat16, torch.float16)}) == 3
 
 
 def test_inputs_of_all_kinds_give_the_same_waveforms(tmp_path: Path) -> None:

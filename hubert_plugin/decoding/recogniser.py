@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from hubert_plugin.errors import DecodingError
 from hubert_plugin.text.symbols import BLANKS, FAIRSEQ_SPECIALS, NAMED_SYMBOLS, SEPARATOR, WORD_START
 from hubert_plugin.text.vocabulary import CtcVocabulary, is_special_name
@@ -90,10 +92,13 @@ def _find_blank(path: Path, symbols: Sequence[str], blank: int) -> int:
 
 
 def fingerprint_of(model: HubertCtcModel) -> str:
-    """Return 16 hexadecimal digits that stand for a recogniser: its configuration and its output layer."""
+    """Return 16 hexadecimal digits that stand for a recogniser: its configuration and all of its parameters."""
     digest = sha256(json.dumps(asdict(model.config), sort_keys=True, default=str).encode())
 
-    for param in model.final_proj.parameters():
-        digest.update(param.detach().float().cpu().numpy().tobytes())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+
+        # Bytes, as NumPy has no bfloat16; without a copy where the model is on the CPU.
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
     return digest.hexdigest()[:16]
