@@ -153,6 +153,37 @@ def test_dictionaries_of_somebody_else_stay(tmp_path: Path) -> None:
     export_hubert(create_recogniser(), tmp_path / "n.pt", format="fairseq", audio=WAVE)
 
 
+def test_dictionaries_of_an_export_go_with_it(tmp_path: Path) -> None:
+    """fairseq would read them as those of the model that takes its place."""
+    nameless = HubertCtcConfig(encoder=replace(tiny_config(), heads=[]), vocab_size=8, symbols=list("-|ABCDEF"))
+
+    export_hubert(create_recogniser(), tmp_path / "m.pt", format="fairseq", audio=WAVE)
+
+    (tmp_path / "dict.mine.txt").write_text("mine 1\n")
+
+    model = create_hubert_ctc_model(nameless).eval()
+
+    export_hubert(model, tmp_path / "m.pt", format="fairseq", overwrite=True, audio=WAVE)
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dict.mine.txt", "m.pt"]
+
+    # Heads likewise.
+    export_hubert(create_model(), tmp_path / "m.pt", format="fairseq", overwrite=True, audio=WAVE)
+
+    assert (tmp_path / "dict.km.txt").exists()
+
+    export_hubert(create_model(), tmp_path / "m.pt", format="fairseq", heads=False, overwrite=True, audio=WAVE)
+
+    assert not (tmp_path / "dict.km.txt").exists()
+
+    # One that was not written by the export is somebody's.
+    (tmp_path / "dict.ltr.txt").write_text("| 1\nmine 1\n")
+
+    export_hubert(model, tmp_path / "m.pt", format="fairseq", overwrite=True, audio=WAVE)
+
+    assert (tmp_path / "dict.ltr.txt").exists()
+
+
 @pytest.mark.parametrize("symbols", [[], ["-", "|", "A", "B", "C", "D", "E", "F"]])
 def test_recognisers_without_special_symbols_get_no_dictionary(symbols: list[str], tmp_path: Path) -> None:
     encoder = replace(tiny_config(), heads=[])

@@ -12,7 +12,7 @@ fixed seed. They are never predicted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Generator, Tensor
 
-from hubert_plugin.errors import CheckpointError, OutputDirError
+from hubert_plugin.errors import CheckpointError, HubertError, OutputDirError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.export.parity import AnyModel, Outputs, Probe, has_logits, model_input, our_outputs
 from hubert_plugin.models.export.source import load_source
@@ -33,6 +33,7 @@ from hubert_plugin.models.interop.fairseq import (
     export_fairseq_state_dict,
 )
 from hubert_plugin.models.interop.keys import AnyConfig
+from hubert_plugin.models.interop.reader import read_checkpoint
 from hubert_plugin.models.interop.recognize_fairseq import placeholder_symbols
 
 SPECIAL_SYMBOLS: Final = ("<s>", "<pad>", "</s>", "<unk>")
@@ -64,10 +65,37 @@ def save_fairseq(
 
     content = fairseq_checkpoint(state_dict, config, special_rows)
 
+    stale = _earlier_dictionaries(path) - texts.keys()
+
     for file, text in texts.items():
         write_text_atomic(file, text)
 
     save_torch(content, path, overwrite=overwrite)
+
+    for file in stale:
+        file.unlink(missing_ok=True)
+
+
+def _earlier_dictionaries(path: Path) -> set[Path]:
+    """Return the dictionaries that an earlier export to ``path`` wrote beside it: they must not be taken for those of
+    the model that takes its place. A dictionary of other contents is somebody else's."""
+    if not path.is_file():
+        return set()
+
+    try:
+        content = read_checkpoint(path)
+
+        labels, state = content["cfg"]["task"]["labels"], content["task_state"]
+
+        dictionaries = [state["target_dictionary"]] if "target_dictionary" in state else state["dictionaries"]
+
+        texts = {
+            path.with_name(f"dict.{k}.txt"): _dictionary_text(v) for k, v in zip(labels, dictionaries, strict=True)
+        }
+
+        return {file for file, text in texts.items() if file.is_file() and file.read_bytes() == text.encode()}
+    except (HubertError, KeyError, TypeError, ValueError):  # not of ours: of another program, or damaged
+        return set()
 
 
 def _check_dictionary(file: Path, *, overwrite: bool) -> None:
@@ -276,10 +304,11 @@ def _dictionary_texts(config: AnyConfig, folder: Path) -> dict[Path, str]:
     if isinstance(config, HubertCtcConfig) and not _has_special_symbols(config):
         return {}
 
-    return {
-        folder / f"dict.{name}.txt": "".join(f"{s} 1\n" for s in symbols[NUM_SPECIAL_SYMBOLS:])
-        for name, symbols in _dictionaries(config).items()
-    }
+    return {folder / f"dict.{name}.txt": _dictionary_text(symbols) for name, symbols in _dictionaries(config).items()}
+
+
+def _dictionary_text(symbols: Sequence[str]) -> str:
+    return "".join(f"{s} 1\n" for s in symbols[NUM_SPECIAL_SYMBOLS:])
 
 
 def _has_special_symbols(config: HubertCtcConfig) -> bool:
