@@ -132,6 +132,10 @@ def test_a_lexicon_of_other_words_than_the_model_is_refused(tmp_path: Path) -> N
     ("text", "message"),
     [
         (None, "There is no lexicon"),
+        (
+            "AB\tA B |\n<unk>\tB |\n<s>\tA |\n",
+            r":2: '<unk>' is an entry of language models(.|\n)*:3: '<s>' is an entry",
+        ),
         ("", "is empty"),
         ("AB A B |\nAC\tA C |\nX\tX |\n", r"2 of the 3 lines(.|\n)*:2: 'AC' is spelled with 'C'(.|\n)*:3: 'X'"),
         ("AB\n", "'AB' without a spelling"),

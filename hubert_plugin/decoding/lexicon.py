@@ -107,6 +107,9 @@ def write_lexicon(path: Path, lexicon: Lexicon, vocabulary: CtcVocabulary) -> No
 
 
 def _find_problem(word: str, symbols: Sequence[str], vocabulary: CtcVocabulary) -> str | None:
+    if word in CONTROL_WORDS:
+        return f"'{word}' is an entry of language models that is no word, and cannot be written. Take the line out."
+
     if not symbols:
         return f"expected `WORD<TAB>W O R D |`, found the word '{word}' without a spelling."
 
