@@ -23,6 +23,7 @@ from hubert_plugin.models.export.fairseq import SPECIAL_SYMBOLS
 from hubert_plugin.models.export.onnx import open_session
 from hubert_plugin.models.export.source import load_source
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
+from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.models.interop.huggingface import import_huggingface_state_dict
 from hubert_plugin.models.interop.torchaudio import import_torchaudio_state_dict
@@ -235,6 +236,23 @@ def test_huggingface_recogniser_brings_its_tokenizer(tmp_path: Path) -> None:
 
     # Blank (0) between equal symbols keeps them apart; repeats are joined.
     assert tokenizer.decode([0, 5, 5, 0, 5, 6, 4, 4, 7, 0]) == "AAB C"
+
+
+def test_huggingface_tokenizer_knows_special_symbols_in_brackets(tmp_path: Path) -> None:
+    """As Transformers' own fine-tuning names them, the blank last."""
+    from transformers import AutoTokenizer
+
+    symbols = ["|", "a", "b", "[UNK]", "[BOS]", "[EOS]", "[PAD]"]
+
+    config = HubertCtcConfig(encoder=replace(tiny_config(), heads=[]), vocab_size=7, symbols=symbols, blank=6)
+
+    export_hubert(create_hubert_ctc_model(config).eval(), tmp_path / "hf", format="huggingface", audio=WAVE)
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+
+    assert tokenizer("aXb").input_ids == [1, 3, 2]
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (6, 4, 5)
+    assert tokenizer.decode([4, 1, 6, 3, 0, 2, 5], skip_special_tokens=True) == "a b"
 
 
 @pytest.mark.parametrize("conv_norm", ["group", "layer"])

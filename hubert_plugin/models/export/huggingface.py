@@ -84,16 +84,16 @@ def _save_tokenizer(config: HubertCtcConfig, folder: Path) -> None:
 
     blank = symbols[config.blank]
 
-    def special(name: str) -> str | None:
-        return name if name in symbols and name != blank else None
+    def special(*names: str) -> str | None:
+        return next((name for name in names if name in symbols and name != blank), None)
 
     tokenizer: dict[str, Any] = {
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
         "pad_token": blank,
-        "unk_token": special("<unk>") or blank,
+        "unk_token": special("<unk>", "[UNK]") or blank,
         # fairseq's `<pad>` is free, since its `<s>` is the blank.
-        "bos_token": special("<s>") or special("<pad>"),
-        "eos_token": special("</s>"),
+        "bos_token": special("<s>", "[BOS]", "<pad>"),
+        "eos_token": special("</s>", "[EOS]"),
         "word_delimiter_token": "|" if "|" in symbols else " ",
         "do_lower_case": False,
     }
