@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from builders import one_thread  # noqa: F401 - a fixture
@@ -66,3 +70,19 @@ def test_layer_beyond_the_last_is_answered() -> None:
 
     with pytest.raises((ValueError, CheckpointError), match=r"between 0 and 3, but is 4"):
         model.extract_features([torch.zeros(800)], layer=4)
+
+
+@pytest.mark.parametrize("blank", [13, 99, -1])
+def test_a_blank_that_is_no_output_is_refused(blank: int, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+
+    shutil.copytree(DATA / "transformers/hf_group_ctc", folder)
+
+    config = json.loads((folder / "config.json").read_text())
+
+    assert config["vocab_size"] == 13
+
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": blank}))
+
+    with pytest.raises(CheckpointError, match=rf"hf' cannot be used.*`blank` must be .* 13 outputs, but is {blank} "):
+        load_hubert_ctc(folder)

@@ -92,8 +92,9 @@ def recognize(checkpoint: Checkpoint, hint: HubertConfig | None = None) -> Recog
 
 
 def _check(config: AnyConfig) -> None:
-    """:raises CheckpointError: A model like this cannot be built, or has other frames than HuBERT's."""
-    if errors := encoder_config(config).validate().errors:
+    """:raises CheckpointError: A model like this cannot be built, has other frames than HuBERT's, or a blank or symbols
+    that are not those of its outputs."""
+    if errors := config.validate().errors:
         raise CheckpointError(f"It is of a model that cannot be used here. {' '.join(map(str, errors))}")
 
 
