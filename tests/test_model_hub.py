@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,8 +140,18 @@ def test_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
 
 
 def test_step_that_is_not_there_is_answered_with_those_that_are(run_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 4\. There are: 3, 6, 9"):
-        load_hubert(run_dir, step=4)
+    for number in (4, "4"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of step 4\. There are: 3, 6, 9"):
+            load_hubert(run_dir, step=number)  # type: ignore[arg-type]
+
+    for nonsense in ("first", "-3", 3.0, True):
+        with pytest.raises(CheckpointError, match=f"`step` must be 'best', 'last' or the number .* is {nonsense!r}"):
+            load_hubert(run_dir, step=nonsense)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", ["6", np.int64(6)])
+def test_step_is_a_number_however_it_is_written(run_dir: Path, step: Any) -> None:
+    assert_has_weights(load_hubert(run_dir, step=step), run_dir / "checkpoints/step_6")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

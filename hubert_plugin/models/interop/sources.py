@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from fairseq2.gang import create_fake_gangs
 from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
@@ -36,7 +37,7 @@ def recognize_path(path: Path | str, *, step: Step = "last", hint: HubertConfig 
     :param hint: What formats without a configuration do not say.
     :raises CheckpointError: There is none, or it cannot be used.
     """
-    path = Path(path)
+    path, step = Path(path), parse_step(step)
 
     if path.is_dir() and is_run_folder(path):
         return _read_run(path, step)
@@ -48,6 +49,21 @@ def recognize_path(path: Path | str, *, step: Step = "last", hint: HubertConfig 
         )
 
     return recognize(open_checkpoint(path), hint)
+
+
+def parse_step(step: object) -> Step:
+    """Return the step that is asked for; a number may be written as text, as command lines and files have it.
+
+    :raises CheckpointError: It is neither a number nor ``best`` or ``last``.
+    """
+    if step == "best" or step == "last":
+        return cast(Step, step)
+
+    # Those of NumPy are integers, too; true and false are not meant as such.
+    if (isinstance(step, Integral) and not isinstance(step, bool)) or (isinstance(step, str) and step.isdecimal()):
+        return int(step)
+
+    raise CheckpointError(f"`step` must be 'best', 'last' or the number of a step, but is {step!r}.")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -111,6 +127,8 @@ def find_checkpoint(folder: Path, step: Step = "last") -> Path:
     :param folder: The output folder of the run, its ``checkpoints`` folder, a ``step_N`` folder or ``step_N/model``.
     :raises CheckpointError: There is none.
     """
+    step = parse_step(step)
+
     if folder.name == "model" and (folder / "pp_00").is_dir():
         folder = folder.parent
 
