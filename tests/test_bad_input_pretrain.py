@@ -166,6 +166,11 @@ CASES: dict[str, Case] = {
     "rate_that_the_labels_do_not_have": Case(
         lambda folder: None, ["train.km", "50 Hz", "100 Hz"], ["dataset.label_rates.km=100"]
     ),
+    "label_folder_without_the_names_of_label_sets": Case(
+        lambda folder: (folder / "train.km").rename(folder / "train.kn"),
+        ["`dataset.label_dir` is '", "names no label set", "`dataset.labels=[km]` (it holds: km, kn)"],
+        ["dataset.labels=[]", "dataset.label_dir={corpus}"],
+    ),
     "more_units_than_frames": Case(
         lambda folder: None, ["100000", "frames"], ["dataset.labels=[]", "dataset.label_making.num_clusters=100000"]
     ),
@@ -261,7 +266,7 @@ def test_bad_input_is_answered_with_a_sentence(corpus: Path, name: str) -> None:
 
     case.spoil(corpus)
 
-    run = pretrain(corpus, *case.overrides)
+    run = pretrain(corpus, *(o.replace("{corpus}", str(corpus)) for o in case.overrides))
 
     assert_sentence(run, case.phrases)
 

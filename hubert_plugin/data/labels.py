@@ -243,6 +243,11 @@ def _unreadable(path: Path, ex: OSError) -> LabelError:
     )
 
 
+def label_set_names(folder: Path) -> list[str]:
+    """Return the names of the label sets in a folder, of whatever splits."""
+    return sorted({name.rpartition(".")[2] for name in _label_files(folder)})
+
+
 def _label_files(folder: Path) -> Iterator[str]:
     for p in folder.iterdir():
         if p.suffix == SUFFIX and "." in p.stem[1:] and not p.name.startswith("."):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hubert_plugin import frames
 from hubert_plugin.data.dataset import HubertDataset, HubertDatasetSection
 from hubert_plugin.data.label_check import expected_counts
-from hubert_plugin.data.labels import LabelSet, open_labels
+from hubert_plugin.data.labels import LabelSet, label_set_names, open_labels
 from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.data.provenance import comparable
 from hubert_plugin.errors import ConfigError, LabelError
@@ -102,6 +102,14 @@ def _prepare(
 
         return manifest_dir, Path(label_dir).expanduser(), names
 
+    # Labels made on the way would be others than those that were asked for.
+    for key, folder in (
+        ("`dataset.label_dir`", section.label_dir),
+        ("`label_dir` of the dataset's card", dataset.config.label_dir),
+    ):
+        if folder is not None:
+            raise ConfigError(_no_label_set_named(Path(folder).expanduser(), key))
+
     from hubert_plugin.units.prepare import ensure_labels
 
     making = section.label_making
@@ -133,6 +141,16 @@ def _prepare(
     gangs.root.barrier()
 
     return manifest_dir, label_dir, [name]
+
+
+def _no_label_set_named(label_dir: Path, key: str) -> str:
+    found = label_set_names(label_dir) if label_dir.is_dir() else []
+
+    return (
+        f"{key} is '{label_dir}', but `dataset.labels` names no label set. Name those of the folder, such as "
+        f"`dataset.labels=[{found[0] if found else 'km'}]` (it holds: {', '.join(found) or 'no labels'}), or leave "
+        "the folder out: labels are made then."
+    )
 
 
 def _check_splits_agree(splits: Mapping[str, LabelledSplit], train_split: str) -> None:
