@@ -18,6 +18,7 @@ Binary labels are mapped: they take what is used.
 
 from __future__ import annotations
 
+import hashlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,6 +62,13 @@ class LabelSet:
     provenance: Mapping[str, Any] | None
     """The content of the sidecar; ``None`` if there is none."""
 
+    form: LabelForm
+    """How they are stored: as text (``km``) or ``binary``."""
+
+    digest: str
+    """16 hexadecimal digits that stand for the labels as they are stored, so those of two forms cannot be compared;
+    empty for labels of neither form."""
+
     def __init__(
         self,
         spec: LabelSetSpec,
@@ -68,6 +76,8 @@ class LabelSet:
         offsets: NDArray[np.int64],
         counts: NDArray[np.int64] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        *,
+        digest: str = "",
     ) -> None:
         """
         :param values: The labels of all utterances, one after another.
@@ -76,6 +86,8 @@ class LabelSet:
             ``values`` were not looked at yet, so each utterance is checked when it is asked for.
         """
         self.spec, self.provenance = spec, provenance
+
+        self.form, self.digest = ("binary" if counts is None else "km"), digest
 
         self._values, self._offsets, self._counts = values, offsets, counts
 
@@ -188,6 +200,9 @@ def open_labels(
     # Editors of other systems put a mark at the start, which is not a part of the text.
     parsed = parse_labels(data.removeprefix(BOM_UTF8), size, table)
 
+    # With a sidecar it was compared above.
+    digest = sidecar["digest"] if sidecar is not None else hashlib.sha256(data).hexdigest()[:16]
+
     del data
 
     rate = check_labels(path, parsed, manifest, rate)
@@ -198,6 +213,7 @@ def open_labels(
         np.cumsum(parsed.counts) - parsed.counts,
         usable_counts(parsed.counts, expected_counts(manifest.sizes, rate)),
         sidecar,
+        digest=digest,
     )
 
 
@@ -211,7 +227,13 @@ def _open_binary(
 
     rate, size = _agree(path, labels.record["label_set"], rate=rate, size=size)
 
-    return LabelSet(LabelSetSpec(name, size, rate), labels.values, labels.offsets, provenance=labels.record)
+    return LabelSet(
+        LabelSetSpec(name, size, rate),
+        labels.values,
+        labels.offsets,
+        provenance=labels.record,
+        digest=str(labels.record["digest"]),
+    )
 
 
 def _agree(path: Path, label_set: Mapping[str, Any], *, rate: int | None, size: int | None) -> tuple[int, int]:

@@ -12,9 +12,8 @@ from typing import Any, Final, final
 
 from hubert_plugin.errors import OutputDirError, format_problems
 from hubert_plugin.files import write_text_atomic
+from hubert_plugin.tasks.output_dir import TEXT_RECORD
 from hubert_plugin.text.counts import count
-
-RECORD_NAME: Final = "transcripts.json"
 
 _TEXT_KEYS: Final = ("digest", "checksums")
 
@@ -46,7 +45,7 @@ def keep_or_check_texts(output_dir: Path, splits: Mapping[str, UsedTexts], *, re
     :param is_first: Whether this is rank 0, which writes.
     :raises OutputDirError: Other transcripts are used now, or the record is damaged.
     """
-    file = output_dir / RECORD_NAME
+    file = output_dir / TEXT_RECORD
 
     record = {name: _describe(used.texts) for name, used in splits.items()}
 

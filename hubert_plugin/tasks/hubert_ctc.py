@@ -121,6 +121,10 @@ class HubertCtcTask(HubertTask):
             on_long_text=self._section.on_long_text,  # type: ignore[arg-type]
         )
 
+    def manifests(self) -> dict[str, Manifest]:
+        """Return the manifests by split."""
+        return {name: split.manifest for name, split in self._open().items()}
+
     def used_texts(self) -> dict[str, UsedTexts]:
         """Return the normalised transcripts of all utterances that were asked for, by split. Call after
         :meth:`spell`."""

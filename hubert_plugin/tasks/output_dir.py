@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.file_system import FileSystem
@@ -22,8 +22,23 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from fairseq2.world_info import WorldInfo
 
 from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
+from hubert_plugin.files import atomic_path
 from hubert_plugin.tasks.batching import BatchingTaskConfig
 from hubert_plugin.tasks.world_size import fit_checkpoint_to_ranks
+
+DATA_RECORD: Final = "data.json"
+"""The file in a run's folder that holds the fingerprints of its data (:mod:`.data_record`)."""
+
+TEXT_RECORD: Final = "transcripts.json"
+"""The file in a run's folder that holds checksums of its transcripts (:mod:`.ctc_record`)."""
+
+_PLACES: Final = {
+    "dataset.manifest_dir": DATA_RECORD,
+    "dataset.label_dir": DATA_RECORD,
+    "dataset.transcripts.dir": TEXT_RECORD,
+    "dataset.transcripts.file": TEXT_RECORD,
+}
+"""Keys that say where data are, and the record that says what they were. With the record, data may be moved."""
 
 
 def register_output_guard(container: DependencyContainer, *, identity: Sequence[str] = ()) -> None:
@@ -54,6 +69,7 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
         self._identity = identity
         self._rank = resolver.resolve(WorldInfo).rank
         self._checked: set[Path] = set()
+        self._previous: dict[Path, bytes] = {}
 
     def create(self, output_dir: Path) -> Path:
         if output_dir.exists() and not output_dir.is_dir():
@@ -119,8 +135,12 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
         if not _step_dirs(checkpoint_dir):
             return
 
+        recorded = {key for key, record in _PLACES.items() if (path / record).is_file()}
+
         changes = [
-            change for name in self._identity for change in _changes(_get(previous, name), _get(current, name), name)
+            change
+            for name in self._identity
+            for change in _changes(_get(previous, name), _get(current, name), name, recorded)
         ]
 
         if changes:
@@ -131,6 +151,23 @@ class _GuardedCreator(_OutputDirectoryCreator):  # type: ignore[misc]
                     changes,
                 )
             )
+
+        self._previous[file] = file.read_bytes()
+
+    def put_config_back(self, path: Path) -> None:
+        file = path / "config.yaml"
+
+        if (data := self._previous.get(file)) is not None:
+            with atomic_path(file) as tmp:
+                tmp.write_bytes(data)
+
+
+def put_config_back(resolver: DependencyResolver, output_dir: Path) -> None:
+    """Give a training run that does not go on the ``config.yaml`` that it had. Rank 0 does it, others do nothing."""
+    guard = resolver.resolve(_OutputDirectoryCreator)
+
+    if isinstance(guard, _GuardedCreator):
+        guard.put_config_back(output_dir)
 
 
 _NOTHING = object()
@@ -161,21 +198,29 @@ _MAY_CHANGE = frozenset(
 of another size an epoch goes on at about its place, not exactly."""
 
 
-def _changes(old: object, new: object, name: str) -> list[str]:
-    if name in _MAY_CHANGE:
+def _changes(old: object, new: object, name: str, recorded: Set[str]) -> list[str]:
+    """:param recorded: The keys of places whose contents are compared later, by a record."""
+    if name in _MAY_CHANGE or name in recorded:
         return []
 
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             change
             for key in sorted({*old, *new}, key=str)
-            for change in _changes(old.get(key), new.get(key), f"{name}.{key}")
+            for change in _changes(old.get(key), new.get(key), f"{name}.{key}", recorded)
         ]
 
     if _plain(old) == _plain(new):
         return []
 
+    if name in _PLACES and None not in (old, new) and _place(old) == _place(new):
+        return []
+
     return [f"`{name}` was {_plain(old)!r}, but is {_plain(new)!r} now"]
+
+
+def _place(value: object) -> Path:
+    return Path(str(value)).expanduser().resolve()
 
 
 def _plain(value: object) -> object:

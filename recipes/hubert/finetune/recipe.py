@@ -21,6 +21,7 @@ from hubert_plugin.tasks.cpu import suit_cpu
 from hubert_plugin.tasks.create_trainer import create_trainer
 from hubert_plugin.tasks.ctc_record import keep_or_check_texts
 from hubert_plugin.tasks.ctc_report import FinetuneReport
+from hubert_plugin.tasks.data_record import UsedData, keep_or_check_data
 from hubert_plugin.tasks.freezing import freeze_encoder_for_some_updates, freeze_for_ever
 from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture
@@ -138,6 +139,12 @@ class HubertFinetuneRecipe(Recipe):
             layer_pooling = before.layer_pooling
 
         task.spell(tokenizer)
+
+        keep_or_check_data(
+            context,
+            {name: UsedData(manifest) for name, manifest in task.manifests().items()},
+            resumed=last_step_nr is not None,
+        )
 
         keep_or_check_texts(
             context.output_dir,

@@ -20,6 +20,7 @@ from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
 from hubert_plugin.tasks.create_trainer import create_trainer
+from hubert_plugin.tasks.data_record import UsedData, keep_or_check_data
 from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture, check_resumed_heads, set_target_heads
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
@@ -90,6 +91,18 @@ class HubertPretrainRecipe(Recipe):
 
         if last_step_nr is not None:
             check_resumed_heads(resolver, model_section, checkpoint_dir)
+
+        # A task of another package keeps account of its data itself.
+        if isinstance(task, HubertPretrainTask):
+            names = [n for n in (dataset_section.train_split, dataset_section.valid_split) if n is not None]
+
+            splits = {name: task.split(name) for name in names}
+
+            keep_or_check_data(
+                context,
+                {name: UsedData(split.manifest, split.labels) for name, split in splits.items()},
+                resumed=last_step_nr is not None,
+            )
 
         dp_model = context.get_data_parallel_model()
 
