@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from hubert_plugin import frames
 from hubert_plugin.errors import AudioError, ConfigError
 from hubert_plugin.models.hubert.factory import create_hubert_model
-from hubert_plugin.models.hubert.inference import DTYPES, batches_by_length
+from hubert_plugin.models.hubert.inference import DTYPES, LayerRangeError, batches_by_length
 from hubert_plugin.models.hubert.long_audio import encode_frontend_in_chunks
 from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.units.mfcc import MfccSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -304,6 +306,60 @@ def test_what_cannot_be_extracted_is_refused_with_a_sentence() -> None:
         model.extract_features([noise(400)], 1, attention_seconds=0.0)
 
     assert model.extract_features([noise(400)], 1, sample_rate=16_000)[0].shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [(np.int16, "divide by 32768"), (np.int32, "divide by 2147483648"), (np.uint8, "convert it")]
+)
+def test_whole_numbers_are_no_waveform(kind: Callable[[Any], Any], dtype: type, advice: str) -> None:
+    """Scaled by 32,768, quiet audio would get other features without a word."""
+    waveform = kind((noise(800) * 100).astype(dtype))
+
+    pattern = rf"Waveform 1 holds {np.dtype(dtype)}; floats from -1 to 1 are expected: {advice}\."
+
+    with pytest.raises(AudioError, match=pattern):
+        create_model().extract_features([noise(400), waveform], 1)
+
+    with pytest.raises(AudioError, match=pattern):
+        MfccSource().extract([noise(400), np.asarray(waveform)])
+
+
+@pytest.mark.parametrize("waveforms", [noise(800), torch.as_tensor(noise(800)), noise(800).tolist()])
+def test_a_single_waveform_must_be_in_a_list(waveforms: Any) -> None:
+    with pytest.raises(AudioError, match=r"must be a list of waveforms, but is one waveform; of a single one write"):
+        create_model().extract_features(waveforms, 1)
+
+    with pytest.raises(AudioError, match=r"must be a list of waveforms, but is one waveform"):
+        MfccSource().extract(waveforms)
+
+
+@pytest.mark.parametrize(
+    ("waveforms", "found"),
+    [(["a.flac"], "Waveform 0 must hold samples, but is 'a.flac'"), ("a.flac", "but is 'a.flac'")],
+)
+def test_names_of_files_are_no_waveforms(waveforms: Any, found: str) -> None:
+    with pytest.raises(AudioError, match=rf"{found}\. Audio files are read first"):
+        create_model().extract_features(waveforms, 1)
+
+
+def test_layers_may_be_whole_numbers_of_numpy() -> None:
+    model = create_model()
+
+    expected = model.extract_features([noise(800)], [1, 2])[0]
+
+    for layers in (np.arange(1, 3), list(np.arange(1, 3))):
+        (result,) = model.extract_features([noise(800)], layers)
+
+        assert [type(k) for k in result] == [int, int]
+
+        assert all(torch.equal(result[k], expected[k]) for k in (1, 2))
+
+    assert torch.equal(model.extract_features([noise(800)], np.int64(2))[0], expected[2])
+
+    for layer in (True, np.bool_(True), 1.0, np.float64(1.0), "1"):
+        with pytest.raises(LayerRangeError, match=r"`layer` must be a whole number, but is"):
+            model.extract_features([noise(800)], layer)
 
 
 def test_training_mode_is_restored_and_no_gradient_is_kept() -> None:

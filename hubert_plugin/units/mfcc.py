@@ -23,6 +23,7 @@ from typing_extensions import override
 from hubert_plugin.device import parse_device
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES
 from hubert_plugin.registry import Features, FeatureSource, Waveform
+from hubert_plugin.samples import check_samples, check_waveforms
 from hubert_plugin.units.cepstra import NUM_CEPSTRA, Differences, cepstra, splice
 from hubert_plugin.units.threads import one_thread
 from hubert_plugin.units.utterance_norm import UtteranceNorm, check_norm, describe_norm, normalize_utterance
@@ -99,7 +100,15 @@ class MfccSource(FeatureSource):
 
     @override
     def extract(self, waveforms: Sequence[Waveform]) -> list[Features]:
-        """Return the MFCCs of each waveform; below 400 samples there are no frames."""
+        """Return the MFCCs of each waveform; below 400 samples there are no frames.
+
+        :raises AudioError: A waveform holds whole numbers, or it is no list.
+        """
+        check_waveforms(waveforms)
+
+        for idx, waveform in enumerate(waveforms):
+            check_samples(waveform, idx)
+
         features, counts = _extract(waveforms, self._config.splice, self._device)
 
         items = np.split(features.cpu().numpy(), np.cumsum(counts)[:-1]) if counts else []

@@ -48,7 +48,7 @@ def save_onnx(model: AnyModel, path: Path, *, layer: int | None, overwrite: bool
     :raises OutputDirError: There is something at ``path``, or where its weights go, that must not be replaced.
     """
     if layer is not None:
-        check_layer(layer, len(encoder_of(model).encoder.layers))
+        layer = check_layer(layer, len(encoder_of(model).encoder.layers))
 
     require_onnx()
 

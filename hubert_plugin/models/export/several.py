@@ -49,7 +49,7 @@ def export_all(
 
     if layer is not None:
         try:
-            check_layer(layer, len(encoder_of(loaded.model).encoder.layers))
+            layer = check_layer(layer, len(encoder_of(loaded.model).encoder.layers))
         except LayerRangeError as ex:
             raise ConfigError(str(ex)) from None
 

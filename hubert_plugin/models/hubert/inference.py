@@ -8,8 +8,9 @@ Letters: N utterances, n samples, T frames, M model dimension.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, SupportsIndex
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.nn.functional import layer_norm
 from hubert_plugin import frames
 from hubert_plugin.errors import AudioError, ConfigError
 from hubert_plugin.models.hubert.long_audio import encode_long
+from hubert_plugin.samples import check_samples, check_waveforms
 
 if TYPE_CHECKING:
     from hubert_plugin.models.hubert.model import HubertModel
@@ -45,16 +47,27 @@ class LayerRangeError(ConfigError, ValueError):
     """A layer was asked for that the model does not have."""
 
 
-def check_layer(layer: int, num_layers: int) -> None:
-    """:raises LayerRangeError: ``layer`` is not one of 0 … ``num_layers``."""
-    if isinstance(layer, bool) or not isinstance(layer, int):
+def check_layer(layer: SupportsIndex, num_layers: int) -> int:
+    """Return the layer as Python's own number.
+
+    :raises LayerRangeError: ``layer`` is not one of 0 … ``num_layers``.
+    """
+    # NumPy's whole numbers have an index, too; of booleans only Python's.
+    if isinstance(layer, bool) or not isinstance(layer, SupportsIndex):
         raise LayerRangeError(f"`layer` must be a whole number, but is {layer!r} instead.")
+
+    try:
+        layer = operator.index(layer)
+    except TypeError:
+        raise LayerRangeError(f"`layer` must be a whole number, but is {layer!r} instead.") from None
 
     if not 0 <= layer <= num_layers:
         raise LayerRangeError(
             f"`layer` must be between 0 and {num_layers}, but is {layer} instead: the model has {num_layers} layers, "
             "and layer 0 is the input of the first."
         )
+
+    return layer
 
 
 @torch.inference_mode()
@@ -73,14 +86,13 @@ def extract_layers(
     The options are those of :meth:`HubertModel.extract_features`.
 
     :param layers: Layers, 1-based; 0 is the input of the first layer, ``None`` the model's output.
-    :raises AudioError: A waveform has fewer than 400 samples, more than one dimension, or another rate.
+    :raises AudioError: A waveform has fewer than 400 samples, more than one dimension, whole numbers or another rate;
+        or it is no list.
     :raises LayerRangeError: The model does not have one of the layers.
     """
     num_layers = len(model.encoder.layers)
 
-    for layer in layers:
-        if layer is not None:
-            check_layer(layer, num_layers)
+    layers = [None if layer is None else check_layer(layer, num_layers) for layer in layers]
 
     for name, value in (("max_batch_seconds", max_batch_seconds), ("max_chunk_seconds", max_chunk_seconds)):
         if not value >= 1.0:
@@ -96,6 +108,8 @@ def extract_layers(
             f"The model expects waveforms at {model.config.sample_rate} Hz, but these have {sample_rate} Hz. Convert "
             "them before, for example with `torchaudio.functional.resample`."
         )
+
+    check_waveforms(waveforms)
 
     inputs = [prepare_waveform(model, w, idx) for idx, w in enumerate(waveforms)]
 
@@ -156,8 +170,10 @@ def prepare_waveform(model: HubertModel, waveform: Tensor | NDArray[np.float32],
     """Return a waveform as the model expects it: on its device, normalised where it says so, in its precision.
 
     :param idx: The number by which an error names the waveform.
-    :raises AudioError: It has fewer than 400 samples or more than one dimension.
+    :raises AudioError: It has fewer than 400 samples, more than one dimension, or whole numbers.
     """
+    check_samples(waveform, idx)
+
     param = model.masker.temporal_mask_embed
 
     seq = torch.as_tensor(waveform).to(param.device)

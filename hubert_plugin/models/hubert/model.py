@@ -278,12 +278,13 @@ class HubertModel(Module):
             ``None``: to all of the recording, as in one pass. A bound makes the time linear in the length, and the
             features an approximation.
         :returns: *Shape of each:* (T, M), on the model's device, in waveform order.
-        :raises AudioError: A waveform has fewer than 400 samples, more than one dimension, or another rate.
+        :raises AudioError: A waveform has fewer than 400 samples, more than one dimension, whole numbers or another
+            rate; or it is no list of waveforms.
         :raises ValueError: ``layer`` is out of range.
         """
-        several = isinstance(layer, Sequence)
+        several = isinstance(layer, Sequence) or (layer is not None and np.ndim(layer) > 0)  # a list, or an array
 
-        layers: list[int | None] = list(layer) if isinstance(layer, Sequence) else [layer]
+        layers: list[int | None] = list(layer) if several else [layer]  # type: ignore[arg-type, list-item]
 
         if not layers:
             nothing: list[dict[int, Tensor]] = [{} for _ in waveforms]
@@ -301,7 +302,7 @@ class HubertModel(Module):
         )
 
         if several:
-            return [{nr: r[nr] for nr in layers if nr is not None} for r in results]
+            return [{int(nr): r[int(nr)] for nr in layers if nr is not None} for r in results]
 
         return [r[layers[0]] for r in results]
 
