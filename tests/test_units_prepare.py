@@ -238,8 +238,16 @@ def test_a_unit_model_for_other_features_is_refused(tmp_path: Path, monkeypatch:
 
     layer = HubertLayerSource(HubertLayerConfig(model="m", layer=1))
 
-    with pytest.raises(UnitModelError, match="labels at 100 Hz, but the features have 50 frames"):
+    # Not the rates, which differ as well: they do not say what to do.
+    with pytest.raises(UnitModelError, match=r"fitted on the .*\"mfcc\".* on .*\"hubert_layer\".* \(`features`\)"):
         label_manifest(AudioFeatureStream(manifest, layer), unit_model, tmp_path / "out")
+
+    unit_model._provenance = {}
+
+    with pytest.raises(UnitModelError, match=r"labels at 100 Hz, but the features have 50 frames .* \(`features`\)"):
+        label_manifest(AudioFeatureStream(manifest, layer), unit_model, tmp_path / "out")
+
+    unit_model = load_units(tmp_path / "labels/units.safetensors")
 
     with pytest.raises(UnitModelError, match=r"fitted on the features .*\"normalize\": false.*\"normalize\": true"):
         stream = AudioFeatureStream(manifest, MfccSource(), AudioPolicy(normalize=True))

@@ -200,26 +200,22 @@ def check_features(unit_model: UnitModel, stream: FeatureStream) -> None:
 
     :raises UnitModelError: It has not.
     """
+    fitted_on = unit_model.provenance.get("features")
+
+    # First, since other features may have another rate, too: what was fitted on says what to do.
+    if isinstance(fitted_on, Mapping) and comparable(fitted_on) != comparable(given := plain(stream.describe())):
+        raise UnitModelError(
+            f"The unit model {unit_model.fingerprint} was fitted on the features {_show(fitted_on)}, but is to be used "
+            f"on {_show(given)}. Name the features that it was fitted on (`features`), or fit another unit model."
+        )
+
+    # Models from elsewhere (joblib) do not tell; then rate and, by `assign`, dimension are all that is checked.
     rates = {spec.rate for spec in unit_model.label_sets}
 
     if rates != {stream.rate}:
         raise UnitModelError(
             f"The unit model makes labels at {' and '.join(map(str, sorted(rates)))} Hz, but the features have "
-            f"{stream.rate} frames per second."
-        )
-
-    fitted_on = unit_model.provenance.get("features")
-
-    # Models from elsewhere (joblib) do not tell; then the dimension is all that is checked, by `assign`.
-    if not isinstance(fitted_on, Mapping):
-        return
-
-    given = plain(stream.describe())
-
-    if comparable(fitted_on) != comparable(given):
-        raise UnitModelError(
-            f"The unit model {unit_model.fingerprint} was fitted on the features {_show(fitted_on)}, but is to be used "
-            f"on {_show(given)}. Use the same feature source, or fit another unit model."
+            f"{stream.rate} frames per second. Name the features that it was fitted on (`features`)."
         )
 
 
