@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans
 
-from hubert_plugin.errors import StorageError, UnitModelError
+from hubert_plugin.errors import ConfigError, StorageError, UnitModelError
 from hubert_plugin.registry import LabelSetSpec
 from hubert_plugin.units.model import FORMAT, KMeansUnitModel, load_units
 
@@ -232,6 +232,16 @@ def test_what_is_computed_in_fewer_bits_is_assigned_alike() -> None:
 
     for precision in ("auto", "bf16", "int8"):
         np.testing.assert_array_equal(model.compute_on(precision=precision).assign(x)[0], expected)  # type: ignore[arg-type]
+
+
+def test_devices_and_precisions_that_there_are_not_are_answered_at_once() -> None:
+    model = make_model()
+
+    with pytest.raises(ConfigError, match=r"`precision` must be one of auto, fp32, bf16, int8, but is 'fp8' instead"):
+        model.compute_on("cpu", "fp8")  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match=r"`device` must be a device of this machine, .* but is 'gpu'"):
+        model.compute_on("gpu")
 
 
 def test_assign_names_values_that_are_not_finite() -> None:

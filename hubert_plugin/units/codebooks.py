@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import Self, override
 
-from hubert_plugin.errors import UnitModelError
+from hubert_plugin.device import parse_device
+from hubert_plugin.errors import ConfigError, UnitModelError
 from hubert_plugin.files import atomic_path
 from hubert_plugin.registry import Features, LabelSetSpec, UnitModel, Units
 from hubert_plugin.units.fit import is_finite
-from hubert_plugin.units.nearest import NearestCentroid, Precision
+from hubert_plugin.units.nearest import PRECISIONS, NearestCentroid, Precision
 from hubert_plugin.units.threads import Workers
 
 FORMAT: Final = "hubert_plugin.units"
@@ -119,8 +120,12 @@ class CodebookUnitModel(UnitModel):
         """Say where and how exactly units are assigned from now on, and return the model.
 
         :param precision: ``fp32``; ``bf16`` or ``int8`` with near ties in float32; ``auto`` (``nearest.py``).
+        :raises ConfigError: This machine has no such device, or there is no such precision.
         """
-        self._device, self._precision = device, precision
+        if precision not in PRECISIONS:
+            raise ConfigError(f"`precision` must be one of {', '.join(PRECISIONS)}, but is {precision!r} instead.")
+
+        self._device, self._precision = parse_device(device), precision
 
         self.__dict__.pop("_nearest", None)
 
