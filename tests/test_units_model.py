@@ -282,6 +282,17 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         load_units(tmp_path / "nothing")
 
 
+def test_the_output_folder_of_cluster_names_its_model(tmp_path: Path) -> None:
+    with pytest.raises(UnitModelError, match=r"is a folder without 'units.safetensors', which .* cluster` writes"):
+        load_units(tmp_path)
+
+    model = make_model()
+
+    model.save(tmp_path / "units.safetensors")
+
+    assert load_units(tmp_path).fingerprint == model.fingerprint
+
+
 def test_a_model_cut_off_anywhere_is_named(tmp_path: Path) -> None:
     make_model().save(tmp_path / "u")
 

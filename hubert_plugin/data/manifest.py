@@ -189,9 +189,14 @@ def _find_manifest(manifest_dir: Path, split: str) -> Path:
         )
 
     splits = list_splits(manifest_dir)
-    found = f"the splits there are: {', '.join(splits)}" if splits else "there is no manifest at all in that folder"
 
-    raise ManifestError(f"'{path}' does not exist: {found}.")
+    if splits:
+        raise ManifestError(f"'{path}' does not exist: the splits there are: {', '.join(splits)}.")
+
+    raise ManifestError(
+        f"'{path}' does not exist: there is no manifest at all in that folder. If it holds audio, `fairseq2 recipe "
+        f"hubert manifest FOLDER --config source={manifest_dir}` makes manifests of it; name FOLDER in its place then."
+    )
 
 
 def _parse(path: Path) -> tuple[str, list[str], NDArray[np.int64], list[str]]:

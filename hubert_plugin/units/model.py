@@ -31,6 +31,9 @@ from hubert_plugin.units.kinds import HierarchyUnitModel as HierarchyUnitModel
 from hubert_plugin.units.kinds import KMeansUnitModel as KMeansUnitModel
 from hubert_plugin.units.kinds import ProductUnitModel as ProductUnitModel
 
+UNIT_MODEL_FILE: Final = "units.safetensors"
+"""How the unit model is named in an output folder."""
+
 _sys_modules_lock: Final = threading.Lock()
 
 
@@ -39,7 +42,7 @@ def load_units(
 ) -> UnitModel:
     """Read a unit model.
 
-    :param path: A file, or the name of an asset card of a unit model.
+    :param path: A file, the output folder of ``cluster``, or the name of an asset card of a unit model.
     :param trust_pickle: Also read scikit-learn joblib files (fairseq's k-means models). **Such a file can run any code
         when it is read**: allow it only for files you trust.
     :param spec: For joblib files, which do not say it: the name and the rate of the label set. ``None`` names it
@@ -55,6 +58,9 @@ def load_units(
 
         if spec is None:
             spec = LabelSetSpec(units.label_set, 0, units.rate)
+
+    if path.is_dir():
+        path = _find_in_folder(path)
 
     try:
         data = path.read_bytes()
@@ -81,6 +87,16 @@ def load_units(
     raise UnitModelError(
         f"'{path}' ({len(data):,} bytes) is not a unit model: a safetensors file was expected, as "
         "`fairseq2 recipe hubert cluster` writes it. It may have been cut off."
+    )
+
+
+def _find_in_folder(folder: Path) -> Path:
+    if (path := folder / UNIT_MODEL_FILE).is_file():
+        return path
+
+    raise UnitModelError(
+        f"The unit model '{folder}' is a folder without '{UNIT_MODEL_FILE}', which `fairseq2 recipe hubert cluster` "
+        "writes into its output folder. Name a file or that folder."
     )
 
 

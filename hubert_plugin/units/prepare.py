@@ -22,15 +22,13 @@ from hubert_plugin.registry import FeatureSource, LabelSetSpec, UnitModel
 from hubert_plugin.units.clustering import making
 from hubert_plugin.units.kmeans import SAMPLE_FRAMES, KMeansConfig, KMeansFitter
 from hubert_plugin.units.label import label_manifest, label_provenance, plain
+from hubert_plugin.units.model import UNIT_MODEL_FILE as UNIT_MODEL_FILE
 from hubert_plugin.units.model import load_units
 from hubert_plugin.units.stored import StoredFeatureStream, open_feature_stream
 from hubert_plugin.units.stream import AudioFeatureStream
 
 if TYPE_CHECKING:
     from hubert_plugin.audio.policy import AudioPolicy
-
-UNIT_MODEL_FILE = "units.safetensors"
-"""The name of the unit model beside the labels it made."""
 
 
 def ensure_labels(
