@@ -126,7 +126,9 @@ CASES: dict[str, Case] = {
     "audio_empty_file": Case(lambda folder: (folder / VICTIM).write_bytes(b""), [VICTIM, "0 bytes"]),
     "audio_is_no_audio": Case(lambda folder: (folder / VICTIM).write_text("no audio"), [VICTIM, "libsndfile"]),
     "audio_of_another_rate": Case(
-        write_audio(20_000, rate=8_000), [VICTIM, "8000 Hz", "sample_rate"], ["dataset.sample_rate_policy=refuse"]
+        write_audio(20_000, rate=8_000),
+        [VICTIM, "8000 Hz", "`dataset.sample_rate_policy=resample`"],
+        ["dataset.sample_rate_policy=refuse"],
     ),
     "audio_of_zero_samples": Case(write_audio(0), [VICTIM]),
     "audio_of_under_400_samples": Case(write_audio(399), [VICTIM, "399 samples"]),

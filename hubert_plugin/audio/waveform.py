@@ -109,8 +109,9 @@ def check_sample_rate(source: AudioSource, sample_rate: int, policy: AudioPolicy
     """
     if policy.sample_rate == "refuse" and sample_rate != SAMPLE_RATE:
         raise AudioError(
-            f"'{source}' has a sample rate of {sample_rate} Hz, expected {SAMPLE_RATE} Hz. Convert it, or set the "
-            "audio policy to `sample_rate: resample`."
+            f"'{source}' has a sample rate of {sample_rate} Hz, expected {SAMPLE_RATE} Hz. Convert it, or "
+            "let it be converted when it is read: `audio.sample_rate=resample`, in training "
+            "`dataset.sample_rate_policy=resample`."
         )
 
 
