@@ -1,4 +1,4 @@
-"""What a training answers where its data changed, or were moved, since it was started."""
+"""What a training answers where its data changed, or were moved, since it was started; and where none are named."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from builders import make_corpus, make_labels, pretrain_config, write_config
+from fairseq2.gang import create_fake_gangs
+from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER
 from processes import Run, command_server
 from transcribed import assert_ok, finetune, finetune_config, make_transcribed
 
 from hubert_plugin.data.label_convert import convert_labels
 from hubert_plugin.data.labels import open_labels, write_labels
 from hubert_plugin.data.manifest import read_manifest
+from hubert_plugin.demo import DemoCorpusConfig
 from hubert_plugin.errors import OutputDirError
 from hubert_plugin.registry import LabelSetSpec
+from hubert_plugin.tasks import demo_corpus
 from hubert_plugin.tasks.data_record import UsedData, keep_or_check
+from hubert_plugin.tasks.demo_corpus import make_demo_corpus
 from hubert_plugin.tasks.output_dir import _changes
 
 
@@ -171,6 +177,19 @@ def label(corpus: Path, folder: Path, unit_model: str) -> None:
     units = [np.arange((n - 400) // 320 + 1, dtype=np.int32) % 8 for n in manifest.sizes.tolist()]
 
     write_labels(folder, "train", LabelSetSpec("km", 8, 50), units, manifest, {"unit_model_fingerprint": unit_model})
+
+
+def test_a_run_without_a_manifest_says_that_it_is_of_the_demo_corpus(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo_corpus, "ensure_demo_corpus", lambda config, **kwargs: tmp_path)
+
+    with caplog.at_level("INFO"):
+        gangs = create_fake_gangs(torch.device("cpu"))
+
+        assert make_demo_corpus(DemoCorpusConfig(), gangs, NOOP_PROGRESS_REPORTER) == tmp_path
+
+    assert "No manifest is named (`dataset.manifest_dir`): training on the embedded demo corpus." in caplog.text
 
 
 @pytest.mark.parametrize("spell", [str, os.path.relpath, lambda p: f"{p}/../{p.name}/"])
