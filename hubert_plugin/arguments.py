@@ -32,15 +32,29 @@ def parse_verb_args(
     if add_arguments is not None:
         add_arguments(parser)
 
-        args, args.unknown = parser.parse_args(argv), []
-    else:
-        args, args.unknown = parser.parse_known_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+
+    _check_unknown(unknown, [name for action in parser._actions for name in action.option_strings])
+
+    if add_arguments is not None and unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+    args.unknown = unknown
 
     for item in (i for items in args.config_overrides or [] for i in items):
         if "=" not in item and not item.strip().startswith("del:"):
             raise ConfigError(
                 f"'{item}' after --config is not of the form KEY=VALUE. (Put OUTPUT_DIR before --config: everything "
                 "after it, up to the next option, is read as configuration.)"
+            )
+
+        key, equals, value = item.partition("=")
+
+        # The default would be taken in its place: for that of the manifests, the demo corpus.
+        if equals and key.endswith("_dir") and not value.strip():
+            raise ConfigError(
+                f"'{item}' after --config names no folder. (Is a variable of the shell not set?) Where the default is "
+                f"meant, leave it out or write `{key}=null`."
             )
 
     if args.output_dir is None and not args.dump_config and not args.unknown:
@@ -64,6 +78,21 @@ def parse_verb_args(
         args.config_file = str(presets[args.preset])
 
     return args
+
+
+def _check_unknown(unknown: Sequence[str], options: Sequence[str]) -> None:
+    """Answer slips of the pen; other arguments that are not known are fairseq2's to judge.
+
+    :raises ConfigError: An option is nearly one that there is, or ``--config`` is missing.
+    """
+    for item in unknown:
+        name = item.partition("=")[0]
+
+        if name.startswith("--") and (near := get_close_matches(name, options, n=1, cutoff=0.75)):
+            raise ConfigError(f"'{name}' is not a known option. Did you mean '{near[0]}'?")
+
+    if unknown and "=" in unknown[0] and not unknown[0].startswith("-"):
+        raise ConfigError(f"'{unknown[0]}' is read as configuration only after --config: put `--config` before it.")
 
 
 def _make_verb_parser(prog: str, description: str, presets: dict[str, Path]) -> ArgumentParser:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hubert_plugin.arguments import parse_verb_args
+
 MakeDistribution = Callable[[Path, str, Mapping[str, str], Mapping[str, str]], Path]
 
 HEAVY = {"torch", "numpy", "fairseq2", "fairseq2n", "importlib_metadata", "pkg_resources", "ruamel", "rich", "pip"}
@@ -183,6 +185,18 @@ def test_preset_becomes_the_configuration_file(others: Path) -> None:
         (["recipe", "other", "speak", "o", "--preset", "loud", "--preset", "quiet"], "given 2 times (loud, quiet)"),
         (["recipe", "other", "speak"], "OUTPUT_DIR is missing"),
         (["recipe", "other", "speak", "--config", "a=1", "out"], "Put OUTPUT_DIR before --config"),
+        (
+            ["recipe", "other", "speak", "o", "--confg", "a=1"],
+            "'--confg' is not a known option. Did you mean '--config",
+        ),
+        (
+            ["recipe", "other", "speak", "o", "a.b=1", "c=2"],
+            "'a.b=1' is read as configuration only after --config",
+        ),
+        (["recipe", "hubert", "iterate", "o", "--presett=x"], "Did you mean '--preset'?"),
+        (["recipe", "hubert", "iterate", "o", "x"], "unrecognized arguments: x"),
+        (["recipe", "other", "speak", "o", "--config", "d.x_dir="], "'d.x_dir=' after --config names no folder"),
+        (["recipe", "other", "speak", "o", "--config", "d.x_dir= "], "leave it out or write `d.x_dir=null`"),
     ],
 )
 def test_unknown_names_are_answered_with_a_sentence(others: Path, args: list[str], sentence: str) -> None:
@@ -191,6 +205,12 @@ def test_unknown_names_are_answered_with_a_sentence(others: Path, args: list[str
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_options_of_folders_may_be_removed_or_null() -> None:
+    argv = ["out", "--config", "del:dataset.manifest_dir", "dataset.label_dir=null", "text="]
+
+    assert parse_verb_args("x", argv, "", {}).config_overrides == [argv[2:]]
 
 
 def test_assets_alone_tells_its_commands() -> None:
