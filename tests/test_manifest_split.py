@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -101,6 +103,19 @@ def test_no_speaker_is_on_both_sides(utterances: list[tuple[int, int]], valid_fr
     assert sides[0] and sides[1]
     assert num_speakers == len(speakers)
     assert sorted(train + valid) == sorted(names)
+
+
+@pytest.mark.parametrize("below", ["", "chapter7/", "1034/"])
+def test_the_pattern_of_the_documentation_takes_the_first_folder(repo_dir: Path, below: str) -> None:
+    (pattern,) = re.findall(r"speaker_pattern='(.+?)'", (repo_dir / "docs/own-data.md").read_text())
+
+    paths = [f"{speaker}/{below}{nr}.flac" for speaker in ("19", "anna", "s-2") for nr in range(3)]
+
+    train, valid, num_speakers = split_by_speaker(paths, str, pattern, 0.3, 0)
+
+    assert num_speakers == 3 and valid
+
+    assert not {p.partition("/")[0] for p in train} & {p.partition("/")[0] for p in valid}
 
 
 def test_a_pattern_that_finds_no_speaker_is_named_with_an_example() -> None:
