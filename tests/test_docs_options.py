@@ -223,6 +223,17 @@ def _unknown_in_value(value: Any, hint: Any, default: object, path: str) -> list
     return problems
 
 
+@pytest.mark.parametrize(
+    ("option", "words"), [("max_seconds", "fine-tuning leaves them out"), ("span_len", "channels")]
+)
+def test_options_that_tasks_share_are_told_for_all_of_them(repo_dir: Path, option: str, words: str) -> None:
+    lines = (repo_dir / "docs/options/components.md").read_text().splitlines()
+
+    rows = [line for line in lines if line.startswith(f"| `{option}` |")]
+
+    assert len(rows) > 1 and all(words in row for row in rows)
+
+
 def _takes_mapping(hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(map(_takes_mapping, get_args(hint)))

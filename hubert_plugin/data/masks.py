@@ -24,13 +24,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(kw_only=True)
 class MaskConfig(Validatable):
-    """How frames are masked. The defaults are the paper's: 8 % of the frames start a span of 10 (FACTS 3)."""
+    """How frames or channels are masked. The defaults are the paper's for frames: 8 % start a span of 10 (FACTS 3)."""
 
     prob: float = 0.8
-    """fairseq's ``mask_prob``: the probability that a frame starts a span, times the span length. 0.8 / 10 = 8 %."""
+    """fairseq's ``mask_prob``: the probability that a frame (or channel) starts a span, times the span length. 0.8 / 10
+    = 8 %."""
 
     span_len: int = 10
-    """The length of a span, in frames of 20 ms."""
+    """The length of a span: in frames of 20 ms, or in channels where those are masked."""
 
     min_spans: int = 2
     """The smallest number of spans of an utterance."""

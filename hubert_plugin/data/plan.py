@@ -27,7 +27,8 @@ class BatchConfig(Validatable):
     """The seconds of audio, padding included, of a batch (paper, base: 87.5 s on each of 32 GPUs)."""
 
     max_seconds: float = 15.625
-    """Longer utterances are cropped at random to this (fairseq ``max_sample_size`` 250,000 samples)."""
+    """Of longer utterances pretraining takes so much, cropped at random; fine-tuning leaves them out (fairseq
+    ``max_sample_size`` 250,000 samples)."""
 
     min_seconds: float = 2.0
     """Shorter utterances are left out (fairseq ``min_sample_size`` 32,000 samples)."""
