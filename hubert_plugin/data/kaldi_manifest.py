@@ -11,9 +11,7 @@ recording is its end, and -1 is its end, too.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,20 +23,17 @@ from typing import Final
 
 from hubert_plugin.audio.archives import locate_in_ark
 from hubert_plugin.audio.waveform import probe_audio
-from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines, read_scp, run_command
+from hubert_plugin.data.kaldi_commands import keep_output
+from hubert_plugin.data.kaldi_scp import KaldiFormatError, ScpEntry, read_lines, read_scp
 from hubert_plugin.data.manifest import field_problem
 from hubert_plugin.data.scan import Candidate, ScanOptions, ScanResult, measure_audio
-from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.errors import AudioError, ManifestError, format_problems
-from hubert_plugin.files import atomic_path
 
 MAX_OVERSHOOT_SECONDS: Final = 0.5
 """How far a segment may end beyond its recording (``extract-segments --max-overshoot``)."""
 
 _MAX_SAMPLES: Final = 1 << 62
 """What times that no recording has are counted as."""
-
-_ENDINGS: Final = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"NIST": ".sph", b"FORM": ".aiff"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ def _locate_recordings(
             if audio_dir is None:
                 raise AudioError(f"The audio of '{entry.key}' comes from a command, for which there is no folder.")
 
-            return str(_keep_output(entry, audio_dir)), ""
+            return str(keep_output(entry, audio_dir)), ""
 
         path = os.path.abspath(entry.path)
 
@@ -230,47 +225,6 @@ def _ends_in_archives(entries: Sequence[ScpEntry]) -> dict[tuple[str, int | None
             ends[path, offset] = next_offset - len(next_key.encode("utf-8", "surrogateescape")) - 1
 
     return ends
-
-
-def _keep_output(entry: ScpEntry, audio_dir: Path) -> Path:
-    """Run the command of ``entry`` and keep what it writes, unless that was done before."""
-    # Keys may hold slashes; two keys never get one name, since what is replaced is told by its number.
-    stem = re.sub(r"[^\w.-]", lambda m: f"%{ord(m[0]):x}", entry.key)
-
-    # Another command under the same key writes other audio.
-    stem += "-" + hashlib.sha256(entry.path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-
-    for ending in _ENDINGS.values():
-        if (path := audio_dir / f"{stem}{ending}").exists():
-            return path
-
-    data = run_command(entry)
-
-    if (kind := _ENDINGS.get(data[:4])) is None:
-        raise AudioError(
-            f"The command of '{entry.key}' ({entry.path!r}) must write audio (WAV, FLAC, Ogg, NIST or AIFF), but wrote "
-            f"{len(data):,} bytes that begin with {data[:8]!r}."
-        )
-
-    path = audio_dir / f"{stem}{kind}"
-
-    remove_leftovers(path)
-
-    with atomic_path(path) as tmp:
-        tmp.write_bytes(data)
-
-    try:
-        probe_audio(audio_dir, path.name)
-    except AudioError as ex:
-        # Kept, it would be in the way of what the command writes once it is mended.
-        path.unlink()
-
-        raise AudioError(
-            f"The command of '{entry.key}' ({entry.path!r}) must write audio, but what it wrote cannot be used and is "
-            f"not kept: {ex}"
-        ) from ex
-
-    return path
 
 
 def _common_root(paths: Sequence[str]) -> Path:

@@ -171,6 +171,11 @@ class Digests:
             return str(path)
 
 
+def digest_of(value: Any) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def last_checkpoint(run: Path) -> Path | None:
     """Return the folder ``step_N`` of the last checkpoint of a run that holds a model; ``None`` if there is none."""
     steps = checkpoint_steps(run)

@@ -14,6 +14,7 @@ from hubert_plugin.refinement.config import (
     FeaturesSection,
     RefinementConfig,
 )
+from hubert_plugin.refinement.digests import digest_of
 from hubert_plugin.refinement.record import plain, read_record
 from hubert_plugin.refinement.settings import flatten, merge
 from hubert_plugin.refinement.steps import Step, Work, is_how
@@ -260,12 +261,12 @@ def _report(shop: Workshop) -> Work:
             # What is left counts, and the times that the page shows (two runs may take equally long, but do not start
             # together); not, how often it was looked at.
             if record is not None:
-                inputs[shop.steps[key].title] = _digest(
+                inputs[shop.steps[key].title] = digest_of(
                     [dict(record.outputs), record.started, record.seconds, record.status]
                 )
 
     for idx, choice in shop.choices.items():
-        inputs[f"the choice of {shop.config.round_name(idx)}"] = _digest([choice.layer, choice.reason])
+        inputs[f"the choice of {shop.config.round_name(idx)}"] = digest_of([choice.layer, choice.reason])
 
     return Work({}, {"title": shop.config.title, "num_examples": shop.config.num_examples}, inputs)
 
@@ -393,10 +394,3 @@ def _model_name(config: RefinementConfig, idx: int, name: str) -> str:
         return f"the model of {config.round_name(idx - 1)}"
 
     return f"the model {config.model if name == PUBLISHED else name}"
-
-
-def _digest(value: Any) -> str:
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
