@@ -33,8 +33,11 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
     """Give the model of ``section`` a head for each label set, or complete the heads that it names.
 
     Heads named in ``model.config_overrides.heads`` keep what they say; a missing size or rate is taken from the labels.
+    They are put into the order of ``label_sets``: a batch has its targets in this order, and head k is compared with
+    targets k.
 
-    :raises ConfigError: A head names an unknown label set or another size or rate than the labels have.
+    :raises ConfigError: A head names an unknown label set or another size or rate than the labels have, or a label set
+        has no head.
     """
     overrides: dict[str, Any] = dict(section.config_overrides or {})  # type: ignore[call-overload]
 
@@ -43,20 +46,20 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
     if not heads:
         heads = [{"label_set": s.name} for s in label_sets]
 
-    known = {s.name: s for s in label_sets}
+    places = {s.name: place for place, s in enumerate(label_sets)}
 
     completed = []
 
     for head in heads:
         name = head.get("label_set")
 
-        if name not in known:
+        if name not in places:
             raise ConfigError(
-                f"A target head of the model predicts the label set '{name}', but the dataset has: {', '.join(known)}. "
-                "Set `dataset.labels` or `model.config_overrides.heads[…].label_set`."
+                f"A target head of the model predicts the label set '{name}', but the dataset has: "
+                f"{', '.join(places)}. Set `dataset.labels` or `model.config_overrides.heads[…].label_set`."
             )
 
-        spec = known[name]
+        spec = label_sets[places[name]]
 
         for key, value in (("size", spec.size), ("rate", spec.rate)):
             if head.get(key) not in (None, 0, value):
@@ -65,6 +68,15 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
                 )
 
         completed.append({**head, "size": spec.size, "rate": spec.rate})
+
+    if missing := [name for name in places if all(head["label_set"] != name for head in completed)]:
+        raise ConfigError(
+            f"The dataset has the label sets {', '.join(places)}, but no target head of the model predicts "
+            f"{', '.join(missing)}. Give each a head in `model.config_overrides.heads`, or take it out of "
+            "`dataset.labels`."
+        )
+
+    completed.sort(key=lambda head: places[head["label_set"]])
 
     section.config_overrides = {**overrides, "heads": completed}
 
@@ -75,7 +87,7 @@ def check_resumed_heads(resolver: DependencyResolver, section: ModelSection, che
     Call after :func:`set_target_heads`, where there is such a checkpoint.
 
     :param checkpoint_dir: Where ``model.yaml`` describes the model of the checkpoints.
-    :raises CheckpointError: A label set has come, gone or got another size since.
+    :raises CheckpointError: A label set has come, gone or got another size or place since.
     """
     try:
         content: Any = resolver.resolve(YamlLoader).load(checkpoint_dir / "model.yaml")[0]
@@ -91,7 +103,8 @@ def check_resumed_heads(resolver: DependencyResolver, section: ModelSection, che
 
     now = {h["label_set"]: int(h["size"]) for h in heads}
 
-    if before != now:
+    # The order, too: the checkpoint has the parameters of heads by place.
+    if list(before.items()) != list(now.items()):
         raise CheckpointError(
             f"The checkpoints in '{checkpoint_dir}' have target heads for the label sets {_list(before)}, but the "
             f"labels are {_list(now)} now. Go on with the labels that the run was started with, or start another run: "
