@@ -82,3 +82,13 @@ def test_a_head_learns_the_labels_that_it_names(tmp_path: Path) -> None:
 
     assert record["Masked Accuracy same"] == record["Unmasked Accuracy same"] == 1.0
     assert record["Masked Accuracy"] < 0.5
+
+
+def test_a_head_that_does_not_say_its_label_set_predicts_the_default() -> None:
+    assert complete([{"weight": 0.5}], KM) == [{"weight": 0.5, "label_set": "km", "size": 8, "rate": 50}]
+
+
+@pytest.mark.parametrize("heads", [["km"], {"label_set": "km"}, "km", 1, {}])
+def test_heads_that_are_no_list_of_heads_are_answered(heads: object) -> None:
+    with pytest.raises(ConfigError, match=r"must be a list .* such as \[\{label_set: km\}\], but is .* instead"):
+        complete(heads, KM)

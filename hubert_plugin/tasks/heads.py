@@ -12,6 +12,7 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.yaml import YamlError, YamlLoader
 
 from hubert_plugin.errors import CheckpointError, ConfigError
+from hubert_plugin.models.hubert.config import HubertHeadConfig
 from hubert_plugin.registry import LabelSetSpec, unknown_name_error
 
 
@@ -36,22 +37,24 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
     They are put into the order of ``label_sets``: a batch has its targets in this order, and head k is compared with
     targets k.
 
-    :raises ConfigError: A head names an unknown label set or another size or rate than the labels have, or a label set
-        has no head.
+    :raises ConfigError: The heads are no list of heads; a head names an unknown label set or another size or rate than
+        the labels have; a label set has no head.
     """
     overrides: dict[str, Any] = dict(section.config_overrides or {})  # type: ignore[call-overload]
 
     heads = overrides.get("heads")
 
-    if not heads:
+    if heads is None or heads == []:
         heads = [{"label_set": s.name} for s in label_sets]
+
+    _check_list(heads, label_sets)
 
     places = {s.name: place for place, s in enumerate(label_sets)}
 
     completed = []
 
     for head in heads:
-        name = head.get("label_set")
+        name = head.get("label_set", HubertHeadConfig().label_set)
 
         if name not in places:
             raise ConfigError(
@@ -67,7 +70,7 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
                     f"The target head of the label set '{name}' says {key} {head[key]}, but its labels have {value}."
                 )
 
-        completed.append({**head, "size": spec.size, "rate": spec.rate})
+        completed.append({**head, "label_set": name, "size": spec.size, "rate": spec.rate})
 
     if missing := [name for name in places if all(head["label_set"] != name for head in completed)]:
         raise ConfigError(
@@ -79,6 +82,18 @@ def set_target_heads(section: ModelSection, label_sets: Sequence[LabelSetSpec]) 
     completed.sort(key=lambda head: places[head["label_set"]])
 
     section.config_overrides = {**overrides, "heads": completed}
+
+
+def _check_list(heads: object, label_sets: Sequence[LabelSetSpec]) -> None:
+    if isinstance(heads, list) and all(isinstance(head, Mapping) for head in heads):
+        return
+
+    example = ", ".join(f"{{label_set: {s.name}}}" for s in label_sets)
+
+    raise ConfigError(
+        f"`model.config_overrides.heads` must be a list with keys and values for each target head, such as "
+        f"[{example}], but is {heads!r} instead."
+    )
 
 
 def check_resumed_heads(resolver: DependencyResolver, section: ModelSection, checkpoint_dir: Path) -> None:
