@@ -57,6 +57,28 @@ def test_sharded_parameters_give_the_losses_of_whole_ones(corpus: Path, tmp_path
     assert "sharded over 2 processes (FSDP), but is to be whole" in run.text
 
 
+def test_shards_that_sum_gradients_once_an_update_give_the_losses_of_whole_parameters(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """All presets set ``no_sync``, for which fairseq2 calls a method that PyTorch has under another name."""
+    file = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(
+            corpus,
+            model={"config_overrides": NO_DROPOUT},
+            regime={"num_steps": 4},
+            trainer={"grad_accumulation": {"num_batches": 2, "no_sync": True}},
+        ),
+    )
+
+    whole = pretrain_args(tmp_path / "whole", file, "optimizer.name=adamw", "trainer.grad_accumulation.num_batches=4")
+
+    wait_for_all([command_server().start(*whole), *start_pretrain_ranks(tmp_path / "fsdp", file, 2, *SHARDED)])
+
+    assert len(losses(tmp_path / "fsdp")) == 4
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+
+
 def test_sharded_parameters_go_with_layers_that_one_rank_only_drops(corpus: Path, tmp_path: Path) -> None:
     """Every rank draws its own; all must gather the parts of all layers, or they wait for each other for ever."""
     file = write_config(

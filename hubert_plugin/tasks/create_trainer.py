@@ -1,4 +1,5 @@
-"""fairseq2's trainer with what ours have besides: skipped updates that are not finite, and stopping early."""
+"""fairseq2's trainer with what ours have besides: updates that are not finite are skipped, it stops early, and
+gradients of shards are summed once an update."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.registry import unknown_name_error
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_early_stopper
+from hubert_plugin.tasks.fsdp import let_shards_accumulate
 from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates
 
 
@@ -48,6 +50,8 @@ def create_trainer(
     regime = resolver.resolve(RegimeSection)
 
     check_score_metric(regime.score_metric, resolver.resolve(MetricDescriptorRegistry))
+
+    let_shards_accumulate(dp_model)
 
     guard = guard_updates(nonfinite, dp_model, model, context.gangs, train_step)
 
