@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
-from builders import NO_DROPOUT, load_weights, make_corpus, pretrain_config, read_metrics, write_config
+from builders import NO_DROPOUT, load_weights, make_corpus, make_labels, pretrain_config, read_metrics, write_config
 from processes import command_server, free_port, pretrain_args, start_pretrain_ranks, wait_for_all, wait_until
+
+from hubert_plugin.data.manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,56 @@ def test_two_ranks_equal_one_rank_that_accumulates_two_batches(corpus: Path, tmp
     assert (tmp_path / "two/report.json").exists()
 
     weights = [load_weights(tmp_path / name / "checkpoints/step_10") for name in ("one", "two")]
+
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=name: f"{k}: {m}")
+
+
+def test_a_rank_with_nothing_to_predict_neither_hangs_nor_counts(tmp_path: Path) -> None:
+    """Batches of one-frame utterances have no masked frame; the other rank's gradients are divided by its own alone."""
+    corpus, rng = tmp_path / "corpus", np.random.default_rng(0)
+
+    (corpus / "wav").mkdir(parents=True)
+
+    for split in ("train", "valid"):
+        rows = [(f"{split}{i}.wav", 700 if i % 2 == 0 else 24_000) for i in range(12)]
+
+        for name, num_samples in rows:
+            sf.write(corpus / "wav" / name, 0.1 * rng.standard_normal(num_samples), 16_000)
+
+        write_manifest(corpus / f"{split}.tsv", "wav", rows)
+
+        make_labels(corpus, split)
+
+    config = pretrain_config(
+        corpus,
+        model={"config_overrides": NO_DROPOUT},
+        task={"config": {"batching": {"min_seconds": 0.025, "max_examples": 2}}},
+        criterion={"config": {"alpha": 1.0}},
+        optimizer={"name": "adamw"},
+        regime={"num_steps": 6, "checkpoint_every_n_steps": 6, "validate_every_n_steps": 6},
+    )
+
+    file = write_config(tmp_path / "config.yaml", config)
+
+    one = command_server().start(*pretrain_args(tmp_path / "one", file, "trainer.grad_accumulation.num_batches=2"))
+
+    wait_for_all([one, *start_pretrain_ranks(tmp_path / "two", file, 2)])
+
+    ours, theirs = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
+
+    counts = [r["Masked Frames"] for r in theirs]
+
+    assert [r["Masked Frames"] for r in ours] == counts
+
+    # In the third update one rank has none, in the first none has any.
+    assert 0 < counts[2] < 75 < counts[1] and counts[0] == 0
+
+    for a, b in zip(ours, theirs, strict=True):
+        for key in ("Loss", "Gradient Norm"):
+            assert a.get(key) == pytest.approx(b.get(key), rel=1e-4), (a["Step"], key)
+
+    weights = [load_weights(tmp_path / name / "checkpoints/step_6") for name in ("one", "two")]
 
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=name: f"{k}: {m}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Final, Protocol, final, runtime_checkable
 
 from fairseq2.metrics import MetricBag, Sum
 from fairseq2.recipe import EvalUnit, TrainUnit
@@ -13,6 +13,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from hubert_plugin.registry import Criterion
+
+NO_TARGETS: Final = 1e-20
+"""What a batch without anything to predict counts: more than nothing, and nothing beside one target in float32."""
 
 
 @runtime_checkable
@@ -81,13 +84,22 @@ class TrainStep(TrainUnit[Any]):
 
     @override
     def process_batch(self, batch: Any, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
+        """Return the summed loss of ``batch`` and by what the trainer divides the gradients.
+
+        fairseq2's trainer adds the numbers of targets of all ranks, but a rank that has none does not take part, so
+        that the others wait for it for ever (`trainer.py`, ``if num_targets > 0``). So every rank has some.
+        """
         self.current, self._metric_bag = batch, metric_bag
 
         loss, num_targets = self._criterion(batch, metric_bag)
 
         self.processed.append(ProcessedBatch(batch, loss.detach()))
 
-        return loss, num_targets
+        if num_targets is None:
+            return loss, None
+
+        # On all ranks a float, as they add tensors of one type.
+        return loss, float(num_targets) or NO_TARGETS  # type: ignore[return-value]
 
     def forget_nonfinite_metrics(self) -> None:
         """Let metrics that are not finite any more begin anew; else one bad batch would spoil a whole report."""
