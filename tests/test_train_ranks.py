@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("ranks"))
 
 
+def train_on_one_and_two_ranks(tmp_path: Path, config: Mapping[str, Any]) -> None:
+    """Train on one rank that accumulates two batches into ``tmp_path/one``, on two ranks into ``tmp_path/two``; the
+    weights must be the same."""
+    file = write_config(tmp_path / "config.yaml", config)
+
+    one = command_server().start(*pretrain_args(tmp_path / "one", file, "trainer.grad_accumulation.num_batches=2"))
+
+    wait_for_all([one, *start_pretrain_ranks(tmp_path / "two", file, 2)])
+
+    step = config["regime"]["num_steps"]
+
+    weights = [load_weights(tmp_path / name / f"checkpoints/step_{step}") for name in ("one", "two")]
+
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=name: f"{k}: {m}")
+
+
 def test_two_ranks_equal_one_rank_that_accumulates_two_batches(corpus: Path, tmp_path: Path) -> None:
     """Trap T12: gradients are divided by the masked frames of all ranks, not by each rank's own."""
     # Muon rounds to bfloat16, so that gradients which differ in the last digit may give updates that differ more.
@@ -28,13 +47,7 @@ def test_two_ranks_equal_one_rank_that_accumulates_two_batches(corpus: Path, tmp
                                                                 "validate_every_n_steps": 5}
     )  # fmt: skip
 
-    file = write_config(tmp_path / "config.yaml", config)
-
-    one = command_server().start(*pretrain_args(tmp_path / "one", file, "trainer.grad_accumulation.num_batches=2"))
-
-    two = start_pretrain_ranks(tmp_path / "two", file, 2)
-
-    wait_for_all([one, *two])
+    train_on_one_and_two_ranks(tmp_path, config)
 
     for kind in ("train", "valid"):
         ours, theirs = read_metrics(tmp_path / "two", kind), read_metrics(tmp_path / "one", kind)
@@ -52,11 +65,6 @@ def test_two_ranks_equal_one_rank_that_accumulates_two_batches(corpus: Path, tmp
     assert read_metrics(tmp_path / "two")[-1]["Data Epoch"] > 1
 
     assert (tmp_path / "two/report.json").exists()
-
-    weights = [load_weights(tmp_path / name / "checkpoints/step_10") for name in ("one", "two")]
-
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=name: f"{k}: {m}")
 
 
 def test_a_rank_with_nothing_to_predict_neither_hangs_nor_counts(tmp_path: Path) -> None:
@@ -84,11 +92,7 @@ def test_a_rank_with_nothing_to_predict_neither_hangs_nor_counts(tmp_path: Path)
         regime={"num_steps": 6, "checkpoint_every_n_steps": 6, "validate_every_n_steps": 6},
     )
 
-    file = write_config(tmp_path / "config.yaml", config)
-
-    one = command_server().start(*pretrain_args(tmp_path / "one", file, "trainer.grad_accumulation.num_batches=2"))
-
-    wait_for_all([one, *start_pretrain_ranks(tmp_path / "two", file, 2)])
+    train_on_one_and_two_ranks(tmp_path, config)
 
     ours, theirs = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
 
@@ -103,10 +107,25 @@ def test_a_rank_with_nothing_to_predict_neither_hangs_nor_counts(tmp_path: Path)
         for key in ("Loss", "Gradient Norm"):
             assert a.get(key) == pytest.approx(b.get(key), rel=1e-4), (a["Step"], key)
 
-    weights = [load_weights(tmp_path / name / "checkpoints/step_6") for name in ("one", "two")]
 
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=name: f"{k}: {m}")
+def test_frozen_convolutions_are_not_waited_for(corpus: Path, tmp_path: Path) -> None:
+    """Data-parallel reduction waits for every parameter that asks for a gradient."""
+    config = pretrain_config(
+        corpus,
+        model={"config_overrides": {**NO_DROPOUT, "feature_grad_scale": 0.0}},
+        optimizer={"name": "adamw", "config": {"weight_decay": 0.1}},
+        regime={"num_steps": 4, "checkpoint_every_n_steps": 2, "validate_every_n_steps": 2},
+    )
+
+    train_on_one_and_two_ranks(tmp_path, config)
+
+    before, after = (load_weights(tmp_path / f"two/checkpoints/step_{step}") for step in (2, 4))
+
+    convolutions = [name for name in before if ".feature_extractor." in name]
+
+    assert len(convolutions) >= 7
+    assert all(before[name].equal(after[name]) for name in convolutions)
+    assert not before["masker.temporal_mask_embed"].equal(after["masker.temporal_mask_embed"])
 
 
 def test_layers_dropped_on_one_rank_only_neither_hang_nor_part_the_ranks(corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Parts of a recogniser that are not trained: the convolutions for ever, the encoder for some updates or for ever.
+"""Parts of a model that are not trained: the convolutions for ever, a recogniser's encoder for some updates or for
+ever.
 
 fairseq runs what is frozen without gradient (``hubert_asr.py:385-389``, ``hubert.py:401-408``). Here, too; and so that
 *frozen* means equal to the last bit, also with weight decay, in data-parallel training and after resuming, the
@@ -19,6 +20,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from hubert_plugin.criteria.ctc import CtcCriterion
+from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.tasks.facade import DelegatingFacade
 
@@ -59,6 +61,16 @@ def freeze_for_ever(model: HubertCtcModel, section: FreezingSection, *, pretrain
 
     if section.freezes_convolutions(pretrained=pretrained):
         model.hubert.encoder_frontend.feature_extractor.requires_grad_(False)
+
+
+def freeze_convolutions_without_gradient(model: HubertModel) -> None:
+    """Let convolutions that get no gradient (``feature_grad_scale`` 0) ask for none. Call before the model is wrapped.
+
+    Data-parallel reduction would wait for them. When the model is made is too early: fairseq2 then lets all parameters
+    ask (``recipe/internal/train_model.py``).
+    """
+    if model.config.feature_grad_scale == 0.0:
+        model.encoder_frontend.feature_extractor.requires_grad_(False)
 
 
 def freeze_encoder_for_some_updates(

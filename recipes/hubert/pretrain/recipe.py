@@ -21,6 +21,7 @@ from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
 from hubert_plugin.tasks.create_trainer import create_trainer
 from hubert_plugin.tasks.data_record import UsedData, keep_or_check_data
+from hubert_plugin.tasks.freezing import freeze_convolutions_without_gradient
 from hubert_plugin.tasks.global_batch import apply_global_batch
 from hubert_plugin.tasks.heads import check_architecture, check_resumed_heads, set_target_heads
 from hubert_plugin.tasks.hubert_pretrain import HubertPretrainTask
@@ -158,6 +159,9 @@ class HubertPretrainRecipe(Recipe):
         # On ranks that have no memory for it yet, the model is a copy of the first rank's later.
         if newly_initialized and isinstance(model, HubertModel) and is_materialized(model):
             init_model(model, context.get_config_as(HubertPretrainConfig).init)
+
+        if isinstance(model, HubertModel):
+            freeze_convolutions_without_gradient(model)
 
         return model
 
