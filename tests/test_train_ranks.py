@@ -128,6 +128,33 @@ def test_frozen_convolutions_are_not_waited_for(corpus: Path, tmp_path: Path) ->
     assert not before["masker.temporal_mask_embed"].equal(after["masker.temporal_mask_embed"])
 
 
+@pytest.mark.parametrize("num_dropped", [0, 1])
+def test_a_shared_projection_that_no_head_uses_is_not_waited_for(
+    corpus: Path, tmp_path: Path, num_dropped: int
+) -> None:
+    """Linear heads have no use for it; and in some updates the only head that has takes no part."""
+    kinds = ["linear", "cosine" if num_dropped else "linear"]
+
+    for split in ("train", "valid"):
+        make_labels(corpus, split, "k12", 12)
+
+    overrides = {
+        "tie_final_proj": True,
+        "heads": [{"label_set": name, "kind": kind} for name, kind in zip(["km", "k12"], kinds, strict=True)],
+        "num_dropped_heads": num_dropped,
+    }
+
+    config = pretrain_config(
+        corpus,
+        model={"config_overrides": {**NO_DROPOUT, **overrides}},
+        dataset={"labels": ["km", "k12"]},
+        optimizer={"name": "adamw"},
+        regime={"num_steps": 6, "checkpoint_every_n_steps": 6, "validate_every_n_steps": 6},
+    )
+
+    train_on_one_and_two_ranks(tmp_path, config)
+
+
 def test_layers_dropped_on_one_rank_only_neither_hang_nor_part_the_ranks(corpus: Path, tmp_path: Path) -> None:
     """Trap T19: every rank draws its own layers to drop, and the gradients are still summed over all of them."""
     config = pretrain_config(

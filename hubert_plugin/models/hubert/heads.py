@@ -135,13 +135,13 @@ class TargetHeads(Module):
         return every if heads is None else [every[i] for i in heads]
 
     def parameters_without(self, heads: Sequence[int]) -> list[Parameter]:
-        """Return the parameters that the heads of these indices do not use."""
-        used = {id(p) for head in self._select(heads) for p in head.parameters()}
+        """Return the parameters that are not of the heads of these indices, the shared projection among them.
 
-        if self.shared_proj is not None:
-            used |= {id(p) for p in self.shared_proj.parameters()}
+        Whether a head uses that one, only the head knows.
+        """
+        own = {id(p) for head in self._select(heads) for p in head.parameters()}
 
-        return [p for p in self.parameters() if id(p) not in used]
+        return [p for p in self.parameters() if id(p) not in own]
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(self.heads)

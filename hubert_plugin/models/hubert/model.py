@@ -175,7 +175,8 @@ class HubertModel(Module):
 
         output, layers = self.encoder(seqs, layout, taps=taps, num_layers=num_layers, exchange=exchange)
 
-        unused = [] if heads is None else self.target_heads.parameters_without(heads)
+        # Zero more in the gradient of the shared projection changes nothing where a head uses it.
+        unused = self.target_heads.parameters_without(range(len(self.target_heads)) if heads is None else heads)
 
         for module in (*self.encoder.layers[top:], self.encoder.layer_norm if top < total else None):
             unused += [] if module is None else module.parameters()
