@@ -6,6 +6,7 @@ where they were, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,51 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleared_away(reference: Reference, 
 
     assert not leftover.exists()
     assert by_step(out).keys() == by_step(reference.output_dir).keys()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        ["regime.num_data_epochs=1"],
+        # In the middle of the last epoch, and where an epoch and the distance of checkpoints end together.
+        ["regime.num_steps=11"],
+        ["regime.num_steps=8"],
+    ],
+    ids=["epoch", "last", "both"],
+)
+def test_epochs_are_counted_once_wherever_the_run_goes_on(tmp_path: Path, first: Sequence[str]) -> None:
+    """Twelve batches of one utterance, three to an update: an epoch has four updates, three epochs have twelve."""
+    corpus = make_corpus(tmp_path / "corpus", num_train=12, num_valid=1, seconds=(1.0, 1.01))
+
+    config = write_config(
+        tmp_path / "config.yaml",
+        pretrain_config(
+            corpus,
+            dataset={"valid_split": None},
+            task={"config": {"batching": {"max_examples": 1}}},
+            trainer={"grad_accumulation": {"num_batches": 3}},
+            regime={
+                "num_steps": 40,
+                "num_data_epochs": 3,
+                "score_metric": None,
+                "keep_best_n_checkpoints": None,
+                "validate_every_n_steps": None,
+                "checkpoint_every_n_steps": 8,
+                "checkpoint_every_n_data_epochs": 1,
+            },
+        ),
+    )
+
+    out = tmp_path / "out"
+
+    for overrides in (first, [], []):
+        run = command_server().pretrain(out, config, *overrides)
+
+        assert run.wait() == 0, run.raw
+
+    # The third run had nothing left to do.
+    records = read_metrics(out)
+
+    assert [(r["Step"], r["Data Epoch"]) for r in records if "Loss" in r] == [
+        (nr, (nr + 3) // 4) for nr in range(1, 13)
+    ]

@@ -228,6 +228,18 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
         self._iterator = None
         self._pipeline = None
 
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that is read, from 1 in training."""
+        return self._epoch
+
+    @property
+    def num_epochs_read(self) -> int:
+        """The number of epochs that were read to their last update."""
+        is_at_end = len(self.plan()) - self._position < self._num_accumulate
+
+        return self._epoch if is_at_end else self._epoch - 1
+
     @override
     def state_dict(self) -> dict[str, object]:
         return {"epoch": self._epoch, "position": self._position, NUM_RANKS_KEY: self._gangs.dp.size}

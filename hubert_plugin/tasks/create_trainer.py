@@ -12,10 +12,12 @@ from fairseq2.trainer import Trainer
 from torch.nn import Module
 
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
+from hubert_plugin.data.reader import HubertDataReader
 from hubert_plugin.models.hubert.model import HubertModel
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.registry import unknown_name_error
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_early_stopper
+from hubert_plugin.tasks.epochs import EpochCountingReader
 from hubert_plugin.tasks.fsdp import let_shards_accumulate
 from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates
 
@@ -65,10 +67,19 @@ def create_trainer(
         has_validation=readers.valid is not None,
     )
 
+    reader = readers.train
+
+    # A task of another package may have a reader of its own.
+    if isinstance(reader, HubertDataReader):
+        reader = EpochCountingReader(reader)
+
     if readers.valid is not None:
-        trainer = context.create_trainer(train_step, readers.train, [eval_step], [readers.valid])
+        trainer = context.create_trainer(train_step, reader, [eval_step], [readers.valid])
     else:
-        trainer = context.create_trainer(train_step, readers.train)
+        trainer = context.create_trainer(train_step, reader)
+
+    if isinstance(reader, EpochCountingReader):
+        reader.observe(trainer)
 
     if guard is not None:
         guard.leave_gradients_to(trainer._fp16_loss_scaler)
