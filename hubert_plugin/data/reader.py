@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Generic, Protocol, final
 
 import numpy as np
@@ -26,6 +27,9 @@ _local = threading.local()
 NUM_RANKS_KEY = "num_ranks"
 """Where the state of a reader says how many ranks read the data when it was saved."""
 
+_BATCH_SECONDS_KEY = "batch_seconds"
+
+_EARLIER_KEY = "earlier"
 
 BatchT = TypeVar("BatchT", bound=SpeechBatch, default=HubertBatch)
 
@@ -46,6 +50,10 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
     An epoch's batches are planned anew from (seed, epoch), and rank r of W takes batches r, r + W, …; so its whole
     state is the epoch and the number of batches that were delivered. W ranks see what one rank sees that accumulates W
     batches.
+
+    Where a run goes on with batches of other seconds (``global_batch_seconds`` on another number of ranks), what is
+    left of the epoch is planned anew: the state then has, for each earlier plan, its seconds and how many batches of it
+    were read.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
 
         self._epoch = 1 if shuffle else 0
         self._position = 0
+        self._earlier: list[tuple[float, int]] = []
         self._eod = False
         self._iterator: Iterator[tuple[int, BatchT | int]] | None = None
         self._pipeline: DataPipeline | None = None
@@ -101,13 +110,15 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
         return bool(plan_epoch(self._num_frames, self._usable, self._batching, None))
 
     def plan(self) -> list[PlannedBatch]:
-        """Return this rank's batches of the current epoch."""
-        if self._shuffle:
-            rng = np.random.default_rng([self._seed, self._epoch, _SHUFFLE_STREAM])
-        else:
-            rng = None
+        """Return this rank's batches of the current epoch, or of what earlier plans have left of it."""
+        usable = self._usable
 
-        batches = plan_epoch(self._num_frames, self._usable, self._batching, rng)
+        for batch_seconds, num_read in self._earlier:
+            read = self._plan(usable, replace(self._batching, batch_seconds=batch_seconds))[:num_read]
+
+            usable = np.setdiff1d(usable, np.concatenate([usable[:0], *(batch.indices for batch in read)]))
+
+        batches = self._plan(usable, self._batching)
 
         if self._max_num_batches is not None:
             batches = batches[: self._max_num_batches]
@@ -118,6 +129,12 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
             batches = batches[: len(batches) - len(batches) % gang.size]
 
         return batches[gang.rank :: gang.size]
+
+    def _plan(self, usable: NDArray[np.int64], batching: BatchConfig) -> list[PlannedBatch]:
+        """Return the batches of all ranks."""
+        rng = np.random.default_rng([self._seed, self._epoch, _SHUFFLE_STREAM]) if self._shuffle else None
+
+        return plan_epoch(self._num_frames, usable, batching, rng)
 
     @override
     def __iter__(self) -> Self:
@@ -221,6 +238,7 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
             self._epoch += 1
 
         self._position = 0
+        self._earlier = []
         self._eod = False
         self._close()
 
@@ -242,21 +260,38 @@ class HubertDataReader(DataReader[BatchT], Generic[BatchT]):
 
     @override
     def state_dict(self) -> dict[str, object]:
-        return {"epoch": self._epoch, "position": self._position, NUM_RANKS_KEY: self._gangs.dp.size}
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            NUM_RANKS_KEY: self._gangs.dp.size,
+            _BATCH_SECONDS_KEY: self._batching.batch_seconds,
+            _EARLIER_KEY: list(self._earlier),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Go to the place of ``state_dict``, which another number of ranks may have saved.
 
-        All of them together had read ``num_ranks * position`` batches. Where this is no multiple of the present number,
-        up to ``size - 1`` batches of the epoch are left out; none is read twice.
+        All of them together had read ``num_ranks * position`` batches. Where batches have the same seconds now, and
+        this is no multiple of the present number of ranks, up to ``size - 1`` batches of the epoch are left out. Where
+        they have not, the utterances that were not read are put into batches anew. None is read twice.
         """
         size = self._gangs.dp.size
 
-        old_size = int(str(state_dict.get(NUM_RANKS_KEY, size)))
+        num_read = int(str(state_dict["position"])) * int(str(state_dict.get(NUM_RANKS_KEY, size)))
+
+        batch_seconds = float(str(state_dict.get(_BATCH_SECONDS_KEY, self._batching.batch_seconds)))
 
         self._epoch = int(str(state_dict["epoch"]))
-        self._position = -(-int(str(state_dict["position"])) * old_size // size)
+        self._earlier = list(state_dict.get(_EARLIER_KEY, []))  # type: ignore[call-overload]
+
+        if batch_seconds == self._batching.batch_seconds:
+            self._position = -(-num_read // size)
+        else:
+            self._earlier.append((batch_seconds, num_read))
+
+            self._position = 0
+
         self._eod = False
         self._close()
 
