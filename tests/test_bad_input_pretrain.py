@@ -311,10 +311,19 @@ def test_unreadable_audio_is_skipped_and_counted_where_the_policy_says_so(corpus
         ("dataset.label_making.num_clusters=2.5", "must be a whole number, but is 2.5"),
         ("dataset.labels=km", "`dataset.labels` must be a list, such as [km], but is 'km'"),
         ("dataset.labels=[km,km]", "must name each label set once"),
+        ("task.config.max_valid_batches=0", "`max_valid_batches` must be greater than or equal to 1, or null"),
+        ("task.config.mask={prob: 0, min_spans: 0}", "`task.config.mask` masks nothing (`prob` and `min_spans` are 0)"),
     ],
 )
 def test_values_that_cannot_be_used_are_answered(corpus: Path, override: str, phrase: str) -> None:
     assert_sentence(pretrain(corpus, override), [phrase])
+
+
+def test_a_score_that_validation_cannot_have_is_not_blamed_on_the_audio(corpus: Path) -> None:
+    """All of it was read, but nothing was masked."""
+    run = pretrain(corpus, "task.config.mask={prob: 0, min_spans: 0}", "criterion.config.alpha=0")
+
+    assert_sentence(run, ["no value of 'masked_accuracy' (`regime.score_metric`)", "of 4 utterances that were read"])
 
 
 def test_a_section_that_holds_itself_is_answered(corpus: Path) -> None:

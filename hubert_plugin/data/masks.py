@@ -40,6 +40,11 @@ class MaskConfig(Validatable):
     """If true, frames are unmasked at random until all utterances of a batch have as many masked frames as the one with
     the fewest: fairseq's ``require_same_masks``. It breaks spans, and long utterances lose masks to short ones."""
 
+    @property
+    def masks_nothing(self) -> bool:
+        """Whether no frame of any utterance is ever masked."""
+        return self.prob == 0.0 and self.min_spans == 0
+
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 

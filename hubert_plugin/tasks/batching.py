@@ -46,6 +46,12 @@ class BatchingTaskConfig(Validatable):
                 f"`global_batch_seconds` must be greater than 0, but is {self.global_batch_seconds} instead."
             )
 
+        if self.max_valid_batches is not None and self.max_valid_batches < 1:
+            result.add_error(
+                f"`max_valid_batches` must be greater than or equal to 1, or null for all, but is "
+                f"{self.max_valid_batches} instead."
+            )
+
         if self.num_prefetch < 0:
             result.add_error(f"`num_prefetch` must not be negative, but is {self.num_prefetch} instead.")
 

@@ -35,6 +35,12 @@ class DescribeMemoryError(Protocol):
     def __call__(self) -> str: ...
 
 
+class DescribeMissingScore(Protocol):
+    """Says why a validation has no value of ``regime.score_metric``."""
+
+    def __call__(self) -> str: ...
+
+
 @final
 class TrainingTask(Task):
     """A training run from start, or from its last checkpoint, to its report."""
@@ -45,9 +51,11 @@ class TrainingTask(Task):
         gangs: Gangs,
         report: Report | None,
         describe_memory_error: DescribeMemoryError | None = None,
+        describe_missing_score: DescribeMissingScore | None = None,
     ) -> None:
         self._trainer = trainer
         self._report = report
+        self._describe_missing_score = describe_missing_score
         self._describe_memory_error = describe_memory_error
         self._stop_requested = False
 
@@ -71,13 +79,10 @@ class TrainingTask(Task):
         except RestoreError as ex:
             raise CheckpointError(describe_restore_error(ex)) from ex
         except InternalError as ex:
-            if "None of the evaluation units" not in str(ex):
+            if self._describe_missing_score is None or "None of the evaluation units" not in str(ex):
                 raise
 
-            raise TrainingError(
-                "There was nothing to validate on: none of the audio of the validation split could be read "
-                "(`dataset.on_bad_audio=skip` left it out). Mend the files, or choose another `dataset.valid_split`."
-            ) from ex
+            raise TrainingError(self._describe_missing_score()) from ex
         except (
             OSError,
             OperationalError,
@@ -160,6 +165,23 @@ def describe_memory_error(
         remedies.append("shard the model over several devices with `trainer.data_parallelism=fsdp`")
 
     return f"{text}. One of these helps: {'; '.join(remedies)}. The last checkpoint is untouched."
+
+
+def describe_missing_score(eval_step: EvalStep, metric: str | None) -> str:
+    """Say why the validation that has just ended has no value of ``metric`` (``regime.score_metric``)."""
+    num_examples = eval_step.last_values.get("num_examples", 0.0)
+
+    if num_examples == 0:
+        return (
+            "There was nothing to validate on: none of the audio of the validation split could be read "
+            "(`dataset.on_bad_audio=skip` left it out). Mend the files, or choose another `dataset.valid_split`."
+        )
+
+    return (
+        f"Validation has no value of '{metric}' (`regime.score_metric`): of {num_examples:g} utterances that were read "
+        "none has anything that it counts, such as masked frames (`task.config.mask`) or text. Choose another "
+        "`dataset.valid_split`, or another `regime.score_metric`; null is none."
+    )
 
 
 def is_memory_error(ex: BaseException) -> bool:

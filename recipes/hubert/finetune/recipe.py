@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, final
 
 from fairseq2.recipe.base import Recipe, RecipeContext
@@ -44,7 +45,7 @@ from hubert_plugin.tasks.pretrained import (
     set_model,
 )
 from hubert_plugin.tasks.tokenizer import HubertTokenizerSection, open_tokenizer
-from hubert_plugin.tasks.training import TrainingTask, describe_memory_error
+from hubert_plugin.tasks.training import TrainingTask, describe_memory_error, describe_missing_score
 
 
 @final
@@ -210,7 +211,9 @@ class HubertFinetuneRecipe(Recipe):
         def describe() -> str:
             return describe_memory_error(train_step, eval_step, config.task.config, trainer_section)
 
-        return TrainingTask(trainer, context.gangs, report, describe)
+        explain = partial(describe_missing_score, eval_step, config.regime.score_metric)
+
+        return TrainingTask(trainer, context.gangs, report, describe, explain)
 
     @override
     def setup_model(self, context: RecipeContext, model: Module, newly_initialized: bool) -> Module:

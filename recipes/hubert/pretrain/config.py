@@ -119,14 +119,29 @@ class HubertPretrainConfig(Validatable):
 
         num_steps, schedule = self.regime.num_steps, self.lr_scheduler.config
 
-        if not isinstance(schedule, PolynomialDecayLRConfig) or num_steps is None:
-            return result
-
         # fairseq2 says so, too, but only when labels are made, and by a key that there is not.
-        if schedule.num_warmup_steps >= num_steps:
+        if (
+            isinstance(schedule, PolynomialDecayLRConfig)
+            and num_steps is not None
+            and schedule.num_warmup_steps >= num_steps
+        ):
             result.add_error(
                 f"`lr_scheduler.config.num_warmup_steps` ({schedule.num_warmup_steps}) must be less than "
                 f"`regime.num_steps` ({num_steps}): where a run is shortened, shorten both."
+            )
+
+        task, criterion = self.task.config, self.criterion.config
+
+        if (
+            isinstance(task, HubertPretrainTaskConfig)
+            and isinstance(criterion, MaskedCrossEntropyConfig)
+            and task.mask.masks_nothing
+            and criterion.alpha > 0.0
+        ):
+            result.add_error(
+                "`task.config.mask` masks nothing (`prob` and `min_spans` are 0), but masked frames are predicted "
+                f"with the weight `criterion.config.alpha` ({criterion.alpha:g}). Raise `prob`, or predict unmasked "
+                "frames alone: `criterion.config.alpha=0 regime.score_metric=unmasked_accuracy`."
             )
 
         return result

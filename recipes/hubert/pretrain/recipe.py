@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, final
 
 from fairseq2.metrics.recorders import MetricDescriptorRegistry
@@ -35,7 +36,7 @@ from hubert_plugin.tasks.output_dir import (
 )
 from hubert_plugin.tasks.peak import observe_peak
 from hubert_plugin.tasks.report import PretrainReport
-from hubert_plugin.tasks.training import TrainingTask, describe_memory_error
+from hubert_plugin.tasks.training import TrainingTask, describe_memory_error, describe_missing_score
 
 
 @final
@@ -152,7 +153,9 @@ class HubertPretrainRecipe(Recipe):
         def describe() -> str:
             return describe_memory_error(train_step, eval_step, config.task.config, trainer_section)
 
-        return TrainingTask(trainer, context.gangs, report, describe)
+        explain = partial(describe_missing_score, eval_step, config.regime.score_metric)
+
+        return TrainingTask(trainer, context.gangs, report, describe, explain)
 
     @override
     def setup_model(self, context: RecipeContext, model: Module, newly_initialized: bool) -> Module:
