@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import make_batch, one_thread, tiny_config  # noqa: F401 - a fixture
+from builders import CONV_LAYERS, make_batch, one_thread, tiny_config  # noqa: F401 - a fixture
 
 import hubert_plugin  # noqa: F401 - preloads libsndfile
 from hubert_plugin.criteria.masked_cross_entropy import MaskedCrossEntropy, MaskedCrossEntropyConfig
@@ -157,9 +157,16 @@ def test_head_without_a_size_is_refused() -> None:
     [
         ({"model_dim": 30, "num_heads": 4}, "`model_dim` (30) must be a multiple of `num_heads` (4)"),
         ({"conv_layers": [(16, 10, 5), (16, 3, 2)]}, "total stride of 320"),
+        ({"conv_layers": [(0, 10, 5), *CONV_LAYERS[1:]]}, "`conv_layers[0]` must have at least 1 channel"),
+        (
+            {"conv_layers": [(8, 10, 5), (8, 1, 2), *[(8, 2, 2)] * 3, (8, 1, 2), (8, 3, 2)]},
+            "`conv_layers[1]` must have",
+        ),
+        ({"final_dim": -3}, "`final_dim` must not be negative, but is -3"),
         ({"layer_drop_p": 1.0}, "`layer_drop_p` must be"),
         ({"feature_grad_scale": -0.1}, "`feature_grad_scale` must be"),
         ({"heads": [HubertHeadConfig(size=3, layer=3)]}, "`heads[0].layer` must be between 1 and `num_layers` (2)"),
+        ({"heads": [HubertHeadConfig(size=3, weight=-1.0)]}, "`heads[0].weight` must be finite and at least 0"),
         ({"heads": [HubertHeadConfig(size=3), HubertHeadConfig(size=4)]}, "each label set only once"),
     ],
 )

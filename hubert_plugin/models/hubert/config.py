@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -164,9 +165,19 @@ class HubertConfig(Validatable):
                 f"`model_dim` ({self.model_dim}) must be a multiple of `pos_conv_groups` ({self.pos_conv_groups})."
             )
 
+        if self.final_dim < 0:
+            result.add_error(f"`final_dim` must not be negative, but is {self.final_dim} instead.")
+
         stride, field_ = 1, 1
 
-        for _, kernel, step in self.conv_layers:
+        for idx, (channels, kernel, step) in enumerate(self.conv_layers):
+            # What no window covers would have no part, and our backward pass needs that every row has one.
+            if channels < 1 or not 1 <= step <= kernel:
+                result.add_error(
+                    f"`conv_layers[{idx}]` must have at least 1 channel and a stride from 1 to its kernel size, but "
+                    f"has {channels} channels, kernel size {kernel} and stride {step} instead."
+                )
+
             field_ += (kernel - 1) * stride
             stride *= step
 
@@ -198,6 +209,12 @@ class HubertConfig(Validatable):
 
             if head.size < 0:
                 result.add_error(f"`heads[{idx}].size` must not be negative, but is {head.size} instead.")
+
+            if not 0.0 <= head.weight < math.inf:
+                result.add_error(
+                    f"`heads[{idx}].weight` must be finite and at least 0 (less would unlearn), but is {head.weight} "
+                    "instead."
+                )
 
         if len({h.label_set for h in self.heads}) != len(self.heads):
             result.add_error("`heads` must name each label set only once.")
