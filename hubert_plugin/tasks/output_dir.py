@@ -195,7 +195,7 @@ _MAY_CHANGE = frozenset(
     }
 )
 """What says how a run is computed, not what: it is changed where memory is short, or where a file broke. With batches
-of another size an epoch goes on at about its place, not exactly."""
+of another size, what is left of an epoch is put into batches anew."""
 
 
 def _changes(old: object, new: object, name: str, recorded: Set[str]) -> list[str]:
