@@ -199,3 +199,15 @@ def test_the_same_place_in_other_words_is_no_change(spell: Callable[[Path], str]
     assert _changes(str(tmp_path), spell(tmp_path), key, frozenset()) == []
 
     assert len(_changes(str(tmp_path), spell(tmp_path.parent), key, frozenset())) == 1
+
+
+def test_with_a_record_places_may_change_but_a_card_is_no_place() -> None:
+    recorded = {"dataset.manifest_dir", "dataset.label_dir"}
+
+    before, now = {"manifest_dir": "a", "label_dir": None}, {"manifest_dir": "b", "label_dir": "c"}
+
+    assert _changes(before, now, "dataset", recorded) == []
+
+    (change,) = _changes({"manifest_dir": "a"}, {"manifest_dir": None}, "dataset", recorded)
+
+    assert change == "`dataset.manifest_dir` was 'a', but is None now"

@@ -200,7 +200,10 @@ of another size, what is left of an epoch is put into batches anew."""
 
 def _changes(old: object, new: object, name: str, recorded: Set[str]) -> list[str]:
     """:param recorded: The keys of places whose contents are compared later, by a record."""
-    if name in _MAY_CHANGE or name in recorded:
+    # Without a manifest, a run is of a card: that is no place, and its corpus may have to be made to be compared.
+    is_card = name == "dataset.manifest_dir" and None in (old, new)
+
+    if name in _MAY_CHANGE or (name in recorded and not is_card):
         return []
 
     if isinstance(old, Mapping) and isinstance(new, Mapping):
