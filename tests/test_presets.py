@@ -317,6 +317,14 @@ def test_heads_are_kept_where_asked(corpus: Path, source: Path, tmp_path: Path) 
             ["init.heads=keep", "dataset.labels=[km500]"],
             ["heads are km500 (10 units", "but km (8 units", "or set `init.heads=new`"],
         ),
+        (
+            {"heads": [{"label_set": "km", "layer": 1}], "logit_temp": 0.2},
+            ["init.heads=keep"],
+            [
+                "heads are km (8 units, cosine, layer 1); dimension 16, temperature 0.2",
+                "but km (8 units, cosine, layer 2); dimension 16, temperature 0.1",
+            ],
+        ),
         ({}, ["init.source=/no/such/run"], ["'/no/such/run' is neither"]),
     ],
 )

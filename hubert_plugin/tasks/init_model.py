@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hubert_plugin.errors import ConfigError, format_problems
-from hubert_plugin.models.hubert.config import HubertConfig
+from hubert_plugin.models.hubert.config import HubertConfig, resolve_head_layers
 from hubert_plugin.models.hubert.hub import load_hubert
 from hubert_plugin.models.hubert.model import HubertModel
 
@@ -52,7 +52,7 @@ class InitSection(Validatable):
 
     heads: Literal["new", "keep"] = "new"
     """``new``: target heads start at random, for new labels. ``keep``: they are taken over, too; label sets and sizes
-    must be those of the source."""
+    must be those of the source, and so must the layers that they read, and the temperature."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -149,9 +149,16 @@ def _differences(ours: HubertConfig, theirs: HubertConfig) -> list[str]:
 
 def _head_differences(ours: HubertConfig, theirs: HubertConfig) -> list[str]:
     def describe(config: HubertConfig) -> str:
-        heads = ", ".join(f"{h.label_set} ({h.size} units, {h.kind})" for h in config.heads)
+        heads = ", ".join(
+            f"{h.label_set} ({h.size} units, {h.kind}, layer {layer})"
+            for h, layer in zip(config.heads, resolve_head_layers(config), strict=True)
+        )
 
-        return f"{heads or 'none'}; dimension {config.final_dim}, {'tied' if config.tie_final_proj else 'untied'}"
+        # What codewords have learned is cosines of this temperature.
+        return (
+            f"{heads or 'none'}; dimension {config.final_dim or config.model_dim}, temperature {config.logit_temp:g}, "
+            f"{'tied' if config.tie_final_proj else 'untied'}"
+        )
 
     if describe(ours) == describe(theirs):
         return []
