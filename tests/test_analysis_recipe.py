@@ -222,7 +222,7 @@ def test_a_unit_model_is_measured_on_its_features(tmp_path: Path, corpus: Path) 
     )
 
     assert other.poll() == 2
-    assert "labels at 100 Hz, but the features have 50" in other.text
+    assert "was fitted on the features" in other.text and '"rate": 50' in other.text
 
 
 @pytest.mark.parametrize(
