@@ -70,6 +70,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_layers_are_analysed_on_the_demo_corpus_with_its_own_times(
     tmp_path: Path, data_dir: Path, demo_options: list[str], demo_dir: Path
 ) -> None:

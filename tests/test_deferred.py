@@ -71,6 +71,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_fairseq2_does_with_hugging_face_is_done_by_the_real_library(llama: Path) -> None:
     """Tokenizers, models, exported configurations, checks of types: each through fairseq2's own functions."""
     run(
@@ -138,6 +139,7 @@ def test_all_of_fairseq2_that_imports_the_libraries_has_the_same_stand_ins(tmp_p
     )
 
 
+@pytest.mark.slow
 def test_wandb_is_the_real_one_when_it_is_used_and_its_stand_ins_can_be_caught(tmp_path: Path) -> None:
     run(
         """

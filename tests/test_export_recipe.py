@@ -135,6 +135,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, audio: Path) -
     assert [p.name for p in (out / "hubert_huggingface").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_training_run_exports_to_hugging_face(tmp_path: Path) -> None:
     from transformers import HubertModel
 

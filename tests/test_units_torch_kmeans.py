@@ -308,6 +308,7 @@ def fit_units(corpus: Path, num_threads: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_processes_with_other_numbers_of_threads_fit_the_same_units(tmp_path: Path) -> None:
     """A minute of audio, from files to units: equal inputs and seeds give equal bits."""
     make_corpus(tmp_path, num_train=15, num_valid=1, seconds=(3.0, 5.0), label_sets={})
