@@ -238,8 +238,12 @@ def test_two_ranks_train_as_one_that_accumulates(world: World, tmp_path: Path) -
 
 
 def test_sharded_parameters_give_the_losses_of_whole_ones(world: World, tmp_path: Path) -> None:
-    """What is frozen for ever, at first and never is in the same shards."""
-    sections: dict[str, Any] = {"freezing": {"encoder_updates": 2}, "regime": {"num_steps": 5}}
+    """What is frozen for ever, at first and never is in the same shards; gradients are summed once an update."""
+    sections: dict[str, Any] = {
+        "freezing": {"encoder_updates": 2},
+        "regime": {"num_steps": 5},
+        "trainer": {"grad_accumulation": {"num_batches": 2, "no_sync": True}},
+    }
 
     file = write_config(
         tmp_path / "config.yaml", exact_config(world.corpus, pretrained=str(world.pretrained), **sections)
