@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hubert_plugin.analysis.abx import AbxCollector, Items, abx_score, make_task, read_items
 from hubert_plugin.analysis.abx.dtw import normalize_frames, token_distances
 from hubert_plugin.analysis.abx.items import frame_span
+from hubert_plugin.analysis.run import _name_items
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.errors import LabelError
 
@@ -370,3 +371,14 @@ def test_collected_features_are_scored_where_their_items_are(tmp_path: Path) -> 
 
     with pytest.raises(LabelError, match="1 utterances more than were analysed"):
         partial.score("L1", {"t": task})
+
+
+def test_item_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    triphone, phoneme, other = Path("tri/dev.item"), Path("pho/dev.item"), Path("pho/valid.other.item")
+
+    names = _name_items([triphone, phoneme, other], "valid")
+
+    assert names == {triphone: "tri_dev", phoneme: "pho_dev", other: "other"}
+
+    with pytest.raises(LabelError, match=r"must name files that differ .* 'x/tri/dev.item', 'y/tri/dev.item'"):
+        _name_items([Path("x/tri/dev.item"), Path("y/tri/dev.item")], "valid")

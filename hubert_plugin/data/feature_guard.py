@@ -6,15 +6,16 @@ were made, would be lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from hubert_plugin.data.feature_files import FeatureFormat, feature_paths, read_feature_record
 from hubert_plugin.data.provenance import comparable
 from hubert_plugin.data.shards import has_leftovers
-from hubert_plugin.errors import OutputDirError, UnitModelError, format_problems
+from hubert_plugin.errors import UnitModelError
 
-_MAKING = ("features", "data")
+_MAKING: Final = ("features", "data")
 """What a record says of the making; another number of shards is another cut of the same."""
 
 
@@ -23,6 +24,8 @@ def feature_replacing_problems(
 ) -> list[str]:
     """Return why features of a split must not take the place of those in ``folder``; nothing if they may.
 
+    :param folder: The output folder.
+    :param num_shards: In how many shards the split is cut.
     :param provenance: What the records of the new features say of their making.
     """
     whole = feature_paths(kind, folder, split) if kind == "kaldi" or num_shards == 1 else None
@@ -56,18 +59,3 @@ def _replacing_problem(paths: Mapping[str, Path], folder: Path, provenance: Mapp
     other = [key for key in _MAKING if comparable(record.get(key)) != comparable(provenance.get(key))]
 
     return f"{name}: it was made with other {' and '.join(other)}, by its record '{record_name}'" if other else None
-
-
-def raise_if_features_are_lost(folder: Path, problems: Sequence[str]) -> None:
-    """Refuse to replace features in ``folder``, if there are ``problems`` (:func:`feature_replacing_problems`).
-
-    :raises OutputDirError: There are.
-    """
-    if problems:
-        raise OutputDirError(
-            format_problems(
-                f"'{folder}' already holds features of another making, which would be lost. Choose another output "
-                "folder, or set `overwrite=true` to replace them:",
-                list(problems),
-            )
-        )

@@ -16,7 +16,7 @@ from hubert_plugin.data.label_binary import read_binary_record
 from hubert_plugin.data.label_meta import read_sidecar, sidecar_problems
 from hubert_plugin.data.label_writer import LabelForm, label_files
 from hubert_plugin.data.provenance import comparable
-from hubert_plugin.errors import LabelError, OutputDirError, format_problems
+from hubert_plugin.errors import LabelError
 from hubert_plugin.registry import LabelSetSpec
 
 if TYPE_CHECKING:
@@ -68,21 +68,6 @@ def replacing_problems(
             problems.append(f"{path.name}: there is no record '{path.name}.json' of what made them")
 
     return problems
-
-
-def raise_if_lost(label_dir: Path, problems: list[str]) -> None:
-    """Refuse to replace labels in ``label_dir``, if there are ``problems`` (:func:`replacing_problems`).
-
-    :raises OutputDirError: There are.
-    """
-    if problems:
-        raise OutputDirError(
-            format_problems(
-                f"'{label_dir}' already holds labels of another making, which would be lost. Choose another output "
-                "folder, or set `overwrite=true` to replace them:",
-                problems,
-            )
-        )
 
 
 def _differences(

@@ -11,8 +11,9 @@ from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
 
-from hubert_plugin.data.feature_guard import feature_replacing_problems, raise_if_features_are_lost
+from hubert_plugin.data.feature_guard import feature_replacing_problems
 from hubert_plugin.data.manifest import list_splits, read_manifest
+from hubert_plugin.data.provenance import raise_if_lost
 from hubert_plugin.errors import ManifestError
 from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
 from hubert_plugin.registry import FeatureSource, create_component
@@ -82,8 +83,9 @@ def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_
 
     if not config.overwrite:
         # Of all splits, before anything is written.
-        raise_if_features_are_lost(
+        raise_if_lost(
             context.output_dir,
+            "features",
             [
                 problem
                 for s in streams

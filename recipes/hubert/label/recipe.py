@@ -19,10 +19,10 @@ from hubert_plugin.data.label_convert import (
     list_label_sets,
     write_kaldi_labels,
 )
-from hubert_plugin.data.label_guard import raise_if_lost
 from hubert_plugin.data.label_pieces import lock_labels
 from hubert_plugin.data.labels import open_labels
 from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
+from hubert_plugin.data.provenance import raise_if_lost
 from hubert_plugin.errors import LabelError, ManifestError, StorageError
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
@@ -125,7 +125,9 @@ def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple
         jobs.append((manifest, LabelJob(stream, unit_model, context.output_dir, form=form, share=share)))
 
     if not config.overwrite:
-        raise_if_lost(context.output_dir, [problem for _, job in jobs for problem in job.replacing_problems()])
+        raise_if_lost(
+            context.output_dir, "labels", [problem for _, job in jobs for problem in job.replacing_problems()]
+        )
 
     return jobs
 
@@ -189,7 +191,7 @@ def convert(context: RecipeContext, config: HubertLabelConfig) -> None:
             for problem in conversion_problems(source, context.output_dir, name, manifest, **reading)
         ]
 
-        raise_if_lost(context.output_dir, problems)
+        raise_if_lost(context.output_dir, "labels", problems)
 
     for manifest, names in jobs:
         for name in names:
