@@ -188,7 +188,7 @@ def measure_assignment(args: Namespace, device: torch.device, dim: int, num_unit
 
     x = torch.from_numpy(frames).to(device)
 
-    precisions = ["fp32", "auto"]
+    precisions = ["fp32", "auto", "fast"]
 
     if device.type == "cuda" or has_bf16_units(device):
         precisions.append("bf16")

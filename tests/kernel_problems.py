@@ -10,15 +10,13 @@ import pytest
 
 from hubert_plugin import compiled
 from hubert_plugin.compiled import CompileError, compile_library, find_compiler
-from hubert_plugin.units.kernel import (
-    BYTE_SOURCE,
-    SOURCE,
-    ByteKernel,
-    FloatKernel,
-    NearestLibrary,
-)
+from hubert_plugin.units.byte_kernel import ByteKernel
+from hubert_plugin.units.kernel import BYTE_SOURCE, SOURCE, FloatKernel, NearestLibrary
+from hubert_plugin.units.word_kernel import WordKernel
 
-Kernel = type[FloatKernel] | type[ByteKernel]
+Kernel = type[FloatKernel] | type[ByteKernel] | type[WordKernel]
+
+KERNELS: list[Kernel] = [FloatKernel, ByteKernel, WordKernel]
 
 
 def load(target: str = "native") -> NearestLibrary:
@@ -33,7 +31,12 @@ def load(target: str = "native") -> NearestLibrary:
     return NearestLibrary(compile_library(SOURCE, target=target), compile_library(BYTE_SOURCE, target=target))
 
 
-def assign(k: FloatKernel | ByteKernel, x: np.ndarray) -> np.ndarray:
+def load_for(cls: Kernel) -> NearestLibrary:
+    """Processors with VNNI have no use for sums of 16 bits."""
+    return load("haswell" if cls is WordKernel else "native")
+
+
+def assign(k: FloatKernel | ByteKernel | WordKernel, x: np.ndarray) -> np.ndarray:
     out = np.full(len(x), -1, np.int64)
 
     k(x, out)

@@ -24,6 +24,9 @@
 /* So many quads are summed in 16 bits, at most: more leave them fewer steps, and won nothing. */
 #define TOGETHER 12
 
+/* words_avx2.h, too, is for such processors. */
+#define HAS_WORDS
+
 typedef __m256 vec;
 
 INLINE void store(float *to, vec value) { _mm256_storeu_ps(to, value); }

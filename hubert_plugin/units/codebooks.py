@@ -119,7 +119,7 @@ class CodebookUnitModel(UnitModel):
     def compute_on(self, device: torch.device | str = "cpu", precision: Precision = "auto") -> Self:
         """Say where and how exactly units are assigned from now on, and return the model.
 
-        :param precision: ``fp32``; ``bf16`` or ``int8`` with near ties in float32; ``auto`` (``nearest.py``).
+        :param precision: ``fp32``; ``bf16`` or ``int8`` with near ties in float32; ``auto``; ``fast`` (``nearest.py``).
         :raises ConfigError: This machine has no such device, or there is no such precision.
         """
         if precision not in PRECISIONS:
