@@ -230,14 +230,14 @@ def test_what_is_computed_in_fewer_bits_is_assigned_alike() -> None:
 
     expected = model.compute_on(precision="fp32").assign(x)[0]
 
-    for precision in ("auto", "bf16", "int8"):
+    for precision in ("auto", "bf16", "int8", "fast"):
         np.testing.assert_array_equal(model.compute_on(precision=precision).assign(x)[0], expected)  # type: ignore[arg-type]
 
 
 def test_devices_and_precisions_that_there_are_not_are_answered_at_once() -> None:
     model = make_model()
 
-    with pytest.raises(ConfigError, match=r"`precision` must be one of auto, fp32, bf16, int8, but is 'fp8' instead"):
+    with pytest.raises(ConfigError, match=r"one of auto, fp32, bf16, int8, fast, but is 'fp8' instead"):
         model.compute_on("cpu", "fp8")  # type: ignore[arg-type]
 
     with pytest.raises(ConfigError, match=r"`device` must be a device of this machine, .* but is 'gpu'"):

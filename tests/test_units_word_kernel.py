@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernel_problems import assign, exact_scores, load, losses, problem
 
+from hubert_plugin.units import nearest
 from hubert_plugin.units.byte_kernel import ByteKernel
 from hubert_plugin.units.kernel import create_byte_kernel
 from hubert_plugin.units.nearest import NearestCentroid
@@ -191,3 +192,15 @@ def test_fast_is_a_precision(device: str) -> None:
 
     # As everywhere, few products are left to float32.
     assert device == "cuda" or NearestCentroid(c[:20], device, "fast").precision == "fp32"
+
+
+def test_fast_is_as_auto_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "load_nearest_library", lambda: None)
+
+    c, x = problem(500, 39, 3_000, 0, 0.0, 1.0)
+
+    fast, auto = (NearestCentroid(c, precision=p) for p in ("fast", "auto"))  # type: ignore[arg-type]
+
+    assert fast.precision == auto.precision
+
+    np.testing.assert_array_equal(fast(torch.from_numpy(x)).numpy(), auto(torch.from_numpy(x)).numpy())
