@@ -215,6 +215,27 @@ def test_metrics_that_are_not_finite_begin_anew_and_the_others_stay() -> None:
     assert (float(bag.metrics["loss"].compute()), float(bag.metrics["count"].compute())) == (3.0, 3.0)
 
 
+def test_a_loss_without_targets_has_no_gradient_and_counts_next_to_nothing() -> None:
+    weight = torch.ones((), requires_grad=True)
+
+    class Careless:
+        """A criterion of another package: it adds a penalty, whether there is something to predict or not."""
+
+        def prepare_metric_bag(self, bag: MetricBag) -> None: ...
+
+        def __call__(self, num_targets: int, bag: MetricBag) -> tuple[Tensor, int]:
+            return 5.0 * weight, num_targets
+
+    step = TrainStep(Careless(), lambda: 0.0)  # type: ignore[arg-type]
+
+    for num_targets, gradient in ((0, 0.0), (3, 5.0)):
+        loss, count = step.process_batch(num_targets, MetricBag(device=CPU))
+
+        assert count is not None
+        assert torch.autograd.grad(loss, weight)[0].item() == gradient
+        assert 0 < count < 1e-6 if num_targets == 0 else count == 3.0
+
+
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(1, 1000)), min_size=1))
 def test_quiet_mean_is_the_mean(items: Sequence[tuple[float, int]]) -> None:
     ours, theirs = QuietMean(), Mean()

@@ -87,7 +87,8 @@ class TrainStep(TrainUnit[Any]):
         """Return the summed loss of ``batch`` and by what the trainer divides the gradients.
 
         fairseq2's trainer adds the numbers of targets of all ranks, but a rank that has none does not take part, so
-        that the others wait for it for ever (`trainer.py`, ``if num_targets > 0``). So every rank has some.
+        that the others wait for it for ever (`trainer.py`, ``if num_targets > 0``). So every rank has some. What is
+        lost where there are none has no gradient: divided by next to nothing, it would have one without measure.
         """
         self.current, self._metric_bag = batch, metric_bag
 
@@ -99,7 +100,10 @@ class TrainStep(TrainUnit[Any]):
             return loss, None
 
         # On all ranks a float, as they add tensors of one type.
-        return loss, float(num_targets) or NO_TARGETS  # type: ignore[return-value]
+        if num_targets == 0:
+            return 0.0 * loss, NO_TARGETS  # type: ignore[return-value]
+
+        return loss, float(num_targets)  # type: ignore[return-value]
 
     def forget_nonfinite_metrics(self) -> None:
         """Let metrics that are not finite any more begin anew; else one bad batch would spoil a whole report."""

@@ -222,8 +222,8 @@ static void round_block(const float *x, int64_t dim, const word_centroids *c, ui
     }
 }
 
-/* Scores a block of frames with the `group`-th GROUP centroids; `best` holds the lowest so far. Meanwhile so many lines
- * from `ahead` on are fetched twice. */
+/* Scores a block of frames with the `group`-th GROUP centroids; `best` holds the lowest so far. Meanwhile lines from
+ * `ahead` on are fetched, so many for each WORD_PAIR vectors. */
 INLINE void score_words(const __m256i *pairs, int64_t num_pairs, const word_centroids *centroids, int64_t group,
                         const char *ahead, int64_t num_lines, shorts *scores, __m256i *best) {
     const int32_t *c = centroids->bytes + group * num_pairs * GROUP;
