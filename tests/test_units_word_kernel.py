@@ -148,8 +148,28 @@ def test_what_is_far_from_zero_or_has_many_features_is_not_for_words() -> None:
         assert not WordKernel.fits(library, other)
         assert isinstance(create_byte_kernel(library, other, part=0.2), ByteKernel)
 
+    # Centroids are counted in 16 bits.
+    assert WordKernel.fits(library, np.tile(c[:, :2], (655, 1)))
+    assert not WordKernel.fits(library, np.tile(c[:, :2], (656, 1)))
+
     with pytest.raises(ValueError, match="not be far from zero"):
         WordKernel(library, far)
+
+
+def test_what_fits_is_taken_to_the_last_digit_of_its_offset() -> None:
+    library = load("haswell")
+
+    for seed in range(40):
+        c = problem(100, 39, 0, seed, 0.0, 0.0)[0]
+
+        lowest, highest = np.float32(1.0), np.float32(1e6)
+
+        while lowest < (middle := np.float32((lowest + highest) / 2)) < highest:
+            lowest, highest = (middle, highest) if WordKernel.fits(library, c + middle) else (lowest, middle)
+
+        for nr in range(-8, 8):
+            if WordKernel.fits(library, shifted := c + lowest * np.float32(1.0 + nr * 2.0**-23)):
+                WordKernel(library, shifted)
 
 
 @pytest.mark.parametrize("target", ["native", "haswell"])

@@ -64,7 +64,7 @@ class Workers:
         self._stack.close()
 
     def map(self, fn: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """Return ``fn(item)`` for each item, in order."""
+        """Return ``fn(item)`` for each item, in order. Not to be called by ``fn``, which could wait for itself."""
         if self._pool is None or len(items) < 2:
             return [fn(item) for item in items]
 
@@ -77,7 +77,7 @@ class Workers:
         try:
             first = fn(items[0])
         finally:
-            # What they write to is the caller's again afterwards, whatever happened.
+            # What they write to is the caller's again afterwards, unless Ctrl-C ends the waiting.
             for other in others:
                 other.exception()
 

@@ -26,6 +26,8 @@ _MAX_OFFSET: Final = 2.0**12
 
 _MAX_SCORE: Final = np.iinfo(np.int16).max - 1
 
+_MAX_CENTROIDS: Final = 1 << 16
+
 
 class WordCentroids(Structure):
     """``word_centroids`` of ``words_avx2.h``."""
@@ -88,7 +90,7 @@ class WordKernel:
             "starts": _twice(padded_starts.astype(np.uint16).view(np.int16)),
         }
 
-        max_whole = max_norm(whole)
+        max_whole = max(max_norm(whole), 1.0)
 
         # Rounding to bytes may add half a step to each feature.
         max_frame = (_MAX_SCORE - half_norms.max()) / max_whole - 0.5 * np.sqrt(dim) - 1.0
@@ -113,16 +115,18 @@ class WordKernel:
 
     @staticmethod
     def fits(library: NearestLibrary, centroids: Features) -> bool:
-        """Return whether the kernel is for such centroids: of few features, and not far from zero for their size.
+        """Return whether the kernel is for such centroids: of few features, not far from zero for their size, and no
+        more than 16 bits can count.
 
         :param centroids: *Shape:* (K, D).
         """
-        if centroids.shape[1] > library.word_dim:
+        if centroids.shape[1] > library.word_dim or len(centroids) > _MAX_CENTROIDS:
             return False
 
-        mean = centroids.mean(axis=0, dtype=np.float64)
+        # As the kernel has it: at the limit, digits of float32 decide.
+        mean = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
 
-        return _is_near(mean, _choose_steps(centroids - mean)[0])
+        return _is_near(mean, _choose_steps(centroids.astype(np.float64) - mean)[0])
 
     def __call__(self, frames: Features, out: NDArray[np.int64]) -> int:
         """Write the nearest centroids to ``out``; the first of equally near ones.
