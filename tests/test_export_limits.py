@@ -12,7 +12,7 @@ from builders import one_thread, speech_like, tiny_config  # noqa: F401 - a fixt
 from exports import TARGETS, WAVE, create_model, create_recogniser, golden_model
 from golden import FAIRSEQ
 
-from hubert_plugin import export_hubert, load_hubert_ctc
+from hubert_plugin import export_hubert, load_hubert, load_hubert_ctc
 from hubert_plugin.decoding.recogniser import vocabulary_of
 from hubert_plugin.errors import AudioError, CheckpointError, ConfigError, OutputDirError, StorageError, TextError
 from hubert_plugin.models.export import onnx as onnx_export
@@ -49,6 +49,36 @@ def test_heads_that_a_format_has_no_place_for_are_left_out_and_said(tmp_path: Pa
     export_hubert(create_model(heads=[heads]), tmp_path / "c.pt", format="fairseq", heads=False, audio=WAVE)
 
     assert not list(tmp_path.glob("b.*"))
+
+
+@pytest.mark.parametrize("head_layers", ["spread", "spread_reverse"])
+def test_the_encoder_of_ms_hubert_is_one_to_fairseq_and_its_heads_are_not(head_layers: str, tmp_path: Path) -> None:
+    few, many = (replace(tiny_config().heads[0], label_set=f"km{k}", size=k) for k in (5, 9))
+
+    model = create_model(heads=[few, many], head_layers=head_layers)
+
+    with pytest.raises(
+        CheckpointError, match=r"km5 \(cosine, 50 Hz\), km9 .*, on several layers. Export .*`heads: false`"
+    ):
+        export_hubert(model, tmp_path / "a.pt", format="fairseq", heads=True, audio=WAVE)
+
+    # Left out if nothing is said, as in other formats.
+    for name, heads in (("b.pt", None), ("c.pt", False)):
+        report = export_hubert(model, tmp_path / name, format="fairseq", heads=heads, audio=WAVE)
+
+        assert heads is False or any("Target heads (km5, km9) are left out" in note for note in report.notes)
+
+        theirs = load_hubert(tmp_path / name).state_dict()
+
+        for key, parameter in model.state_dict().items():
+            assert key.startswith("target_heads.") or torch.equal(theirs[key], parameter), key
+
+    # A single head reads the last layer, however it is called.
+    report = export_hubert(
+        create_model(heads=[many], head_layers=head_layers), tmp_path / "d.pt", format="fairseq", audio=WAVE
+    )
+
+    assert not any("left out" in note for note in report.notes)
 
 
 def test_parity_sees_a_wrong_export(tmp_path: Path) -> None:

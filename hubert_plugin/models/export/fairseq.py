@@ -26,7 +26,7 @@ from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.export.parity import AnyModel, Outputs, Probe, has_logits, model_input, our_outputs
 from hubert_plugin.models.export.source import load_source
 from hubert_plugin.models.export.targets import check_file, save_torch
-from hubert_plugin.models.hubert.config import HubertConfig
+from hubert_plugin.models.hubert.config import HubertConfig, resolve_head_layers
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.interop.fairseq import (
     NUM_SPECIAL_SYMBOLS,
@@ -326,13 +326,13 @@ def check_heads(config: HubertConfig) -> None:
 
     misfits = [h for h in config.heads if h.kind != "cosine" or h.layer not in (None, last)]
 
-    taps = getattr(config, "head_layers", "last") != "last"
+    on_several_layers = any(layer != last for layer in resolve_head_layers(config))
 
-    if misfits or taps or len({h.rate for h in config.heads}) > 1:
+    if misfits or on_several_layers or len({h.rate for h in config.heads}) > 1:
         raise CheckpointError(
             "fairseq's HuBERT predicts all label sets by cosines from the last layer, at one label rate, but the "
             f"model's heads are: {', '.join(f'{h.label_set} ({h.kind}, {h.rate} Hz)' for h in config.heads)}"
-            f"{', on several layers' if taps or any(h.layer not in (None, last) for h in misfits) else ''}. Export the "
+            f"{', on several layers' if on_several_layers else ''}. Export the "
             "encoder alone: `heads: false`."
         )
 
