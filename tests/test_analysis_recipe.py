@@ -232,7 +232,7 @@ def test_a_unit_model_is_measured_on_its_features(tmp_path: Path, corpus: Path) 
         ([], "There is nothing to analyze: name label sets"),
         (["labels=[km]", "num_clusters=[1]"], "`num_clusters` must hold numbers of 2 or greater"),
         (["labels=[none]"], "There are no labels"),
-        (["labels=[km]", "abx.enabled=true"], "`abx.enabled=true`: there are no features to measure"),
+        (["labels=[km]", "abx.enabled=true"], "are no features to measure. Name a `model`, or set `mfcc=true`."),
         (["labels=[km]", "split=test"], "test.tsv' does not exist: the splits there are: train, valid"),
         (["labels=[km]", "alignment.path={corpus}/none.ctm"], "There is no alignment"),
         (["labels=[km]", "alignment.path={corpus}/times/other.tsv"], "it is of other utterances"),

@@ -165,6 +165,11 @@ def test_sweep_tells_spaces_that_know_phones_from_others() -> None:
 
     assert report.best_space(4) == "L2"
 
+    # Where there is one phone only, its entropy is 0, and nothing can be told of it.
+    nothing = replace(by_key["L1", 4].trials[0], quality=replace(by_key["L1", 4].trials[0].quality, pnmi=float("nan")))
+
+    assert AnalysisReport({}, spaces=[replace(by_key["L1", 4], trials=[nothing])]).best_space(4) is None
+
     plain = report.to_dict()["spaces"]["L2"]["units"]["4"]
 
     assert plain["pnmi"] == pytest.approx(1.0)

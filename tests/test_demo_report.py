@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from builders import TINY_MODEL, pretrain_config, write_config
@@ -14,6 +16,7 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from hubert_plugin.demo import frame_phones, read_alignment
+from hubert_plugin.tasks.report import PretrainReport
 
 
 def test_closing_lines_tell_what_was_measured(tmp_path: Path) -> None:
@@ -89,3 +92,17 @@ def test_closing_lines_tell_what_was_measured(tmp_path: Path) -> None:
         f"{best - report['mfcc_pnmi']:+.3f} against {report['mfcc_pnmi']:.3f} of plain MFCC and "
         f"{best - pnmi:+.3f} against {pnmi:.3f} of the units it was trained on."
     ) in text
+
+
+def test_the_command_that_is_told_next_can_be_pasted(tmp_path: Path) -> None:
+    report = PretrainReport.__new__(PretrainReport)
+
+    report._output_dir = tmp_path / "my run"
+    report._task = SimpleNamespace(dataset=SimpleNamespace(demo=None), manifest_dir=Path("c ünï"))  # type: ignore[assignment]
+
+    command = report._next_step().partition(": ")[2]
+
+    assert shlex.split(command) == [
+        *("fairseq2", "recipe", "hubert", "analyze", str(tmp_path / "my run/analysis"), "--config"),
+        *(f"model={tmp_path / 'my run'}", "manifest_dir=c ünï"),
+    ]

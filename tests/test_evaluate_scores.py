@@ -105,6 +105,18 @@ def test_results_are_plain_data_and_tables() -> None:
     assert "big" in text
 
 
+def test_words_in_brackets_are_words() -> None:
+    """rich takes them for markup."""
+    console = Console(width=120, record=True, file=io.StringIO())
+
+    for table in evaluate_pairs([Pair("a", "a b [/unk] c", "a b [noise] c")]).tables(5, None):
+        console.print(table)
+
+    text = console.export_text()
+
+    assert "[/unk]" in text and "[noise]" in text
+
+
 @pytest.mark.parametrize("pairs", [[], [Pair("a", "", "x"), Pair("b", "", "")]])
 def test_references_without_words_are_refused(pairs: list[Pair]) -> None:
     with pytest.raises(TextError, match="references are empty: there is nothing to measure against"):

@@ -38,8 +38,13 @@ class AnalysisReport:
     """By space, then by what it is held against (``words``, ``phones``)."""
 
     def best_space(self, num_clusters: int) -> str | None:
-        """Return the space with the highest PNMI at a number of units; ``None`` without phone times."""
-        scores = {s.space: pnmi for s in self._spaces_at(num_clusters) if (pnmi := s.mean("pnmi")) is not None}
+        """Return the space with the highest PNMI at a number of units; ``None`` without phone times, or where all
+        frames are of one phone."""
+        scores = {
+            s.space: pnmi
+            for s in self._spaces_at(num_clusters)
+            if (pnmi := s.mean("pnmi")) is not None and not math.isnan(pnmi)
+        }
 
         return max(scores, key=lambda space: scores[space]) if scores else None
 
@@ -106,6 +111,8 @@ class AnalysisReport:
         return tables
 
     def _label_table(self) -> Table:
+        from rich.text import Text
+
         table = _make_table("Units", "label set")
 
         _add_unit_columns(table)
@@ -115,7 +122,7 @@ class AnalysisReport:
 
             measures = [_show(getattr(quality, m) if quality else None) for m in _MEASURES]
 
-            table.add_row(name, str(analysis.statistics.num_units), *measures, *_show_statistics(analysis))
+            table.add_row(Text(name), str(analysis.statistics.num_units), *measures, *_show_statistics(analysis))
 
         return table
 
@@ -183,12 +190,14 @@ def _add_unit_columns(table: Table) -> None:
 
 
 def _score_table(title: str, scores: Mapping[str, Mapping[str, str]]) -> Table:
+    from rich.text import Text
+
     table = _make_table(title, "space")
 
     names: Sequence[str] = list(dict.fromkeys(name for values in scores.values() for name in values))
 
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
 
     for space, values in scores.items():
         table.add_row(space, *(values.get(name, "") for name in names))

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from rich.table import Table
+from rich.text import Text
 
 from hubert_plugin.decoding.bootstrap import bootstrap_interval
 from hubert_plugin.decoding.distance import EditCounts, align, edit_counts
@@ -195,7 +196,8 @@ class Evaluation:
             table = Table("said", "written", "times", title="Most frequent errors")
 
             for said, written, number in confusions:
-                table.add_row(said or "*", written or "*", f"{number:,}")
+                # Not as markup: words may be in brackets.
+                table.add_row(Text(said or "*"), Text(written or "*"), f"{number:,}")
 
             tables.append(table)
 

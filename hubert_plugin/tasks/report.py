@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, final
 
 import numpy as np
@@ -205,7 +206,8 @@ class PretrainReport:
                 "fairseq2 recipe hubert pretrain runs/mine --config dataset.manifest_dir=data/mine"
             )
 
-        return (
-            f"Next, how good its layers are: fairseq2 recipe hubert analyze {self._output_dir}/analysis --config "
-            f"model={self._output_dir} manifest_dir={self._task.manifest_dir}"
-        )
+        analysis = quote(str(self._output_dir / "analysis"))
+
+        pairs = f"{quote(f'model={self._output_dir}')} {quote(f'manifest_dir={self._task.manifest_dir}')}"
+
+        return f"Next, how good its layers are: fairseq2 recipe hubert analyze {analysis} --config {pairs}"

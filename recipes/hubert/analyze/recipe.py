@@ -192,12 +192,12 @@ def _tell_unused(config: HubertAnalyzeConfig) -> None:
     if names := [name for name, section in (("abx", config.abx), ("cca", config.cca)) if section.enabled]:
         raise ConfigError(
             f"{' and '.join(f'`{n}.enabled=true`' for n in names)}: there are no features to measure. Name a `model`, "
-            "or set `with_mfcc=true`."
+            "or set `mfcc=true`."
         )
 
     if names := [n for n, given in (("abx.items", config.abx.items), ("words.path", config.words.path)) if given]:
         log.warning(
-            "Without effect, being for features, of which there are none (`model`, `with_mfcc=true`): {}.",
+            "Without effect, being for features, of which there are none (`model`, `mfcc=true`): {}.",
             " and ".join(f"`{n}`" for n in names),
         )
 
