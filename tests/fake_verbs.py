@@ -102,9 +102,13 @@ def analyze(out: Path, options: dict[str, str], seed: str) -> None:
     def value(*parts: object) -> float:
         return int(digest(seed, *parts)[:6], 16) / (1 << 24)
 
+    def measures(space: str, k: str) -> dict[str, float]:
+        measured = {"pnmi": value(space, k), "phone_purity": value(k, space)}
+
+        return {**measured, "criterion": value(space, k, 1)} if options.get("criterion") == "true" else measured
+
     spaces = {
-        space: {"units": {k.strip(): {"pnmi": value(space, k), "phone_purity": value(k, space)} for k in sizes}}
-        for space in ("mfcc", "L1", "L2", "L3", "L4")
+        space: {"units": {k.strip(): measures(space, k) for k in sizes}} for space in ("mfcc", "L1", "L2", "L3", "L4")
     }
 
     labels = {"km": {"quality": {"pnmi": value("km"), "num_units": int(sizes[0])}}}

@@ -146,5 +146,30 @@ def test_the_layer_with_the_highest_pnmi_at_the_next_rounds_size_is_chosen_and_s
     ) in text
 
 
+def test_a_layer_is_chosen_in_another_way_after_it_was_measured_for_it(made: Refinement) -> None:
+    """What was measured before holds nothing to choose by: neither plan nor check must stop at that."""
+    made.config["choice"] = {"measure": "unsupervised"}
+
+    lines = made.run("--plan").splitlines()
+
+    (state,) = [line for line in lines if line.startswith("  round2 / cluster")]
+
+    assert "again, because criterion is true now" in next(line for line in lines if "round1 / analyze" in line)
+    assert state.endswith("done; again if round1 / analyze gives another result")
+    assert any(line.strip() == "the layer is chosen when it is measured" for line in lines)
+
+    text = made.run()
+
+    assert "decided by view consistency, as `choice.measure` says" in text
+    assert "round1/analyze" in made.done()
+
+
+def test_a_plan_refuses_a_choice_that_what_is_measured_does_not_allow(made: Refinement) -> None:
+    made.config["choice"] = {"measure": "abx"}
+
+    for options in ((), ("--plan",)):
+        assert "No layer can be chosen by ABX error: round1/analyze" in made.run(*options, code=2)
+
+
 def best_layer(spaces: dict[str, Any]) -> str:
     return max(("L1", "L2", "L3", "L4"), key=lambda s: spaces[s]["units"]["50"]["pnmi"])

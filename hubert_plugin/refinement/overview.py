@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from hubert_plugin.frames import SAMPLE_RATE
-from hubert_plugin.refinement.config import HUBERT_LAYER, MFCC
+from hubert_plugin.refinement.config import AUTO, HUBERT_LAYER, MFCC
 from hubert_plugin.refinement.cost import (
     MFCC_SPEED,
     SHAPES,
@@ -23,15 +23,17 @@ from hubert_plugin.refinement.judge import code_versions, fingerprint, judge
 from hubert_plugin.refinement.outlook import Outlook
 from hubert_plugin.refinement.plan import REPORT, needs_choice
 from hubert_plugin.refinement.presets import verb_presets
-from hubert_plugin.refinement.record import Record, read_record
+from hubert_plugin.refinement.record import Fingerprint, Record, read_record
 from hubert_plugin.refinement.settings import flatten
 from hubert_plugin.refinement.show import format_bytes, format_flops, format_seconds
 from hubert_plugin.refinement.steps import Step, Work, command_line, show_command
 from hubert_plugin.refinement.units import num_units
-from hubert_plugin.refinement.workshop import NotYet, Workshop
+from hubert_plugin.refinement.workshop import Workshop, choice_source
 
 SAMPLE_FRAMES: Final = 1_000_000
 """The default of ``max_frames`` of unit models."""
+
+_LAYER: Final = "features.config.layer"
 
 _FIT_SECONDS: Final = 600.0
 """What `analyze` fits units of layers on by default (``fit_minutes``)."""
@@ -134,6 +136,7 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
 
     :param shop: One that is dry.
     :param package: The folder of this package's modules.
+    :raises ConfigError: It would refuse to choose a layer.
     """
     config = shop.config
 
@@ -161,7 +164,7 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
 
         record = read_record(shop.out, step.key)
 
-        now = fingerprint(step, work, code)
+        now = _with_layer_before(fingerprint(step, work, code), record)
 
         judgement = judge(step, now, record, shop.out, shop.digests, on_code_change=config.on_code_change)
 
@@ -172,7 +175,7 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
         if judgement.note:
             planned.notes.append(judgement.note)
 
-        _add_choice(planned, shop)
+        _add_choice(planned, shop, plan)
 
         if judgement.action == "keep" and record is not None:
             planned.size_bytes, planned.measured_size = record.size_bytes, True
@@ -188,16 +191,38 @@ def make_plan(shop: Workshop, package: Path, num_ranks: int) -> Plan:
     return plan
 
 
-def _add_choice(planned: PlannedStep, shop: Workshop) -> None:
+def _with_layer_before(now: Fingerprint, record: Record | None) -> Fingerprint:
+    """Return a fingerprint that has, where the layer is yet to be chosen, the one of before: it may be chosen again."""
+    before = None if record is None else record.fingerprint.settings.get(_LAYER)
+
+    if now.settings.get(_LAYER) != AUTO or before is None:
+        return now
+
+    return replace(now, settings={**now.settings, _LAYER: before})
+
+
+def _is_measured_again(shop: Workshop, plan: Plan, idx: int) -> bool:
+    source = choice_source(shop.config, idx)
+
+    return any(p.to_do for p in plan.steps if p.step.key == source)
+
+
+def _add_choice(planned: PlannedStep, shop: Workshop, plan: Plan) -> None:
+    """Say which layer a round takes.
+
+    :raises ConfigError: None can be chosen by what was measured, and it will not be measured again.
+    """
     step = planned.step
 
     if step.verb != "cluster" or step.round_idx is None or not needs_choice(shop.config, step.round_idx):
         return
 
-    try:
-        choice = shop.choice(step.round_idx)
-    except NotYet:
-        choice = None
+    choice = shop.choice(step.round_idx)
+
+    refusal = shop.refusals.get(step.round_idx)
+
+    if refusal is not None and not _is_measured_again(shop, plan, step.round_idx):
+        raise refusal
 
     planned.notes.append("the layer is chosen when it is measured" if choice is None else choice.reason)
 

@@ -45,6 +45,9 @@ class Workshop:
     choices: dict[int, Choice] = field(default_factory=dict)
     """The layer choices by round."""
 
+    refusals: dict[int, ConfigError] = field(default_factory=dict)
+    """In a plan, by round: why what is measured so far gives no choice. It may be measured again before."""
+
     reads: set[str] = field(default_factory=set)
     """The steps whose results were asked for."""
 
@@ -139,12 +142,21 @@ class Workshop:
 
             raise NotYet(f"the layers are not measured yet ('{path}')") from None
 
-        choice = choose_layer(
-            analysis,
-            self.config.choice,
-            num_clusters=_num_units(self.config, idx),
-            source=key,
-        )
+        try:
+            choice = choose_layer(
+                analysis,
+                self.config.choice,
+                num_clusters=_num_units(self.config, idx),
+                source=key,
+            )
+        except ConfigError as ex:
+            if not self.dry:
+                raise
+
+            # It was measured with other options, perhaps, and will be measured again before this is asked for.
+            self.refusals[idx] = ex
+
+            return None
 
         self.choices[idx] = choice
 
