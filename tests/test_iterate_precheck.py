@@ -244,3 +244,13 @@ def test_a_plan_is_made_where_the_command_is_not_there(tmp_path: Path) -> None:
 
     assert f"The options of the steps are not checked: '{tmp_path / 'gone'}' cannot be started here" in text
     assert "To do: 9 of 9 steps" in text
+
+
+def test_a_command_that_cannot_be_started_is_named(tmp_path: Path) -> None:
+    refinement = Refinement(tmp_path, two_rounds(write_manifests(tmp_path / "data"), command=["nope-cmd"]))
+
+    text = refinement.run(code=2)
+
+    assert "fairseq2: error: `command` cannot be started: it must begin with a program that is there" in text
+    assert "but begins with 'nope-cmd' (No such file or directory)." in text
+    assert "Traceback" not in text

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, final
 
+from hubert_plugin.errors import ConfigError
 from hubert_plugin.refinement.logs import clean_log, without_environment
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -93,6 +94,7 @@ def run_child(
     :param on_terminal: Whether the output is also shown, as on a terminal.
     :param lock_fd: A file that the child keeps open as long as it runs.
     :param should_abort: Asked several times a second; true ends the child.
+    :raises ConfigError: The command cannot be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
 
@@ -168,16 +170,22 @@ def _run_on_terminal(
 def _start(
     argv: Sequence[str], cwd: Path, env: Mapping[str, str], output: int, lock_fd: int | None
 ) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        list(argv),
-        cwd=cwd,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        pass_fds=() if lock_fd is None else (lock_fd,),
-        preexec_fn=_die_with_parent(),
-    )
+    try:
+        return subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=() if lock_fd is None else (lock_fd,),
+            preexec_fn=_die_with_parent(),
+        )
+    except OSError as ex:
+        raise ConfigError(
+            f"`command` cannot be started: it must begin with a program that is there and can be run, but begins with "
+            f"'{argv[0]}' ({ex.strerror or ex}). Without `command`, steps are run by this Python."
+        ) from ex
 
 
 def _wait(

@@ -362,27 +362,6 @@ class Refinement:
             prune_checkpoints(self._shop.steps[f"{self._config.round_name(idx)}/pretrain"], self._out)
 
 
-def follow(out: Path, ranks: Ranks, world: World, signals: Signals) -> int:
-    """On other ranks: run what rank 0 says, and return the exit code."""
-    while True:
-        decision = ranks.listen()
-
-        if decision["action"] == "end":
-            return int(decision["code"])
-
-        code = run_child(
-            decision["argv"],
-            cwd=out,
-            env=child_env(world, decision["point"]),
-            log=out / "logs" / f"{decision['step'].replace('/', '-')}.rank{world.rank}.log",
-            signals=signals,
-            on_terminal=False,
-            should_abort=ranks.is_over,
-        )
-
-        ranks.finish(code)
-
-
 def _why(judgement: Judgement) -> str:
     note = f" ({judgement.note})" if judgement.note else ""
 

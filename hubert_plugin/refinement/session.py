@@ -13,13 +13,14 @@ from hubert_plugin.errors import ConfigError, HubertError, OutputDirError
 from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.execute import Signals, Terminated
 from hubert_plugin.refinement.failure import StepFailedError
+from hubert_plugin.refinement.follow import follow
 from hubert_plugin.refinement.judge import code_versions
 from hubert_plugin.refinement.lock import lock_folder
 from hubert_plugin.refinement.overview import make_plan
 from hubert_plugin.refinement.precheck import check_before_plan
 from hubert_plugin.refinement.ranks import Ranks, World
 from hubert_plugin.refinement.record import STATE_FOLDER
-from hubert_plugin.refinement.run import Refinement, Stopped, follow
+from hubert_plugin.refinement.run import Refinement, Stopped
 from hubert_plugin.refinement.slurm import write_scripts
 from hubert_plugin.refinement.steps import command_line, find_step, show_command
 from hubert_plugin.refinement.store import CONFIG_FILE, open_workshop, save_config
