@@ -159,6 +159,20 @@ def test_ranks_that_make_no_sense_are_refused(refinement: Refinement) -> None:
     assert "both, or neither" in refinement.run(code=2, env={"RANK": "2"})
 
 
+def test_a_training_that_others_began_is_not_taken_up_in_silence(refinement: Refinement) -> None:
+    refinement.run("--until", "round1/pretrain")
+
+    record = refinement.record("round1/pretrain")
+
+    (refinement.out / "state/round1-pretrain.json").write_text(
+        json.dumps({**record, "status": "running", "num_ranks": 32})
+    )
+
+    text = refinement.run("--until", "round1/pretrain")
+
+    assert "round1 / pretrain: of 32 processes before, and of 1 now" in text
+
+
 @pytest.mark.slow
 def test_torchrun_starts_two_ranks(refinement: Refinement) -> None:
     command = ["torchrun", "--nproc-per-node", "2", "--no-python", *refinement.args()]

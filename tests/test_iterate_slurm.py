@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,111 @@ def test_submitted_jobs_do_the_whole_refinement_one_after_another(
 
     assert [p for p, _, _ in entries if p.endswith("pretrain")] == ["round1/pretrain"]
     assert refinement.record("report")["status"] == "done"
+
+
+# Sends SIGUSR1 when a training has its first checkpoint.
+STOPPING_SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+"$@" &
+until [[ -d $CHECKPOINTS/step_1 ]]; do sleep 0.05; done
+kill -USR1 $!
+wait $!
+"""
+
+SCONTROL = """#!/bin/bash
+echo "$*" >> "$SCONTROL_LOG"
+echo localhost
+"""
+
+
+@dataclass
+class Cluster:
+    """What stands in for SLURM, and runs a script as a job."""
+
+    folder: Path
+
+    refinement: Refinement
+
+    scripts: Path
+
+    def stub(self, name: str, text: str) -> None:
+        self.folder.mkdir(exist_ok=True)
+
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
+    def run(self, step: str, code: int = 0, **env: str) -> str:
+        env = {
+            "FAKE_LOG": str(self.refinement.log),
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            "CHECKPOINTS": str(self.refinement.out / "round1/pretrain/checkpoints"),
+            "SCONTROL_LOG": str(self.folder / "scontrol.log"),
+            "SLURM_JOB_ID": "7",
+            "SLURM_NNODES": "1",
+            "SLURM_JOB_NODELIST": "localhost",
+            **env,
+        }
+
+        script = self.scripts / f"{step.replace('/', '-')}.sbatch"
+
+        ended = subprocess.run(["bash", script], env=recipe_env(**env), capture_output=True, text=True, timeout=120)
+
+        assert ended.returncode == code, ended.stdout + ended.stderr
+
+        return ended.stdout + ended.stderr
+
+    def requeued(self) -> list[str]:
+        log = self.folder / "scontrol.log"
+
+        return [line for line in log.read_text().splitlines() if "requeue" in line] if log.exists() else []
+
+
+@pytest.fixture
+def cluster(refinement: Refinement, scripts: Path, tmp_path: Path) -> Cluster:
+    settings = scripts / "settings.sh"
+    settings.write_text(settings.read_text().replace("FAIRSEQ2=(", "FAIRSEQ2=(python -m hubert_plugin)\nUNUSED=("))
+
+    made = Cluster(tmp_path / "bin", refinement, scripts)
+
+    made.stub("srun", SRUN)
+    made.stub("scontrol", SCONTROL)
+
+    return made
+
+
+def test_a_training_that_is_stopped_goes_on_in_its_own_job(cluster: Cluster) -> None:
+    cluster.refinement.run("--until", "round1/label")
+
+    cluster.stub("srun", STOPPING_SRUN)
+
+    out = cluster.run("round1/pretrain", 75, FAKE_DELAY="0.3")
+
+    assert "round1 / pretrain: stopped as asked" in out
+    assert "round1 / pretrain is not done yet" in out
+    assert cluster.requeued() == ["requeue 7"]
+
+    # The next step's job does not take it up, and what waits for that does not begin.
+    cluster.refinement.asked()
+
+    assert "round1 / pretrain is not done yet" in cluster.run("round1/analyze", 75)
+    assert cluster.refinement.asked() == []
+
+    cluster.stub("srun", SRUN)
+
+    cluster.run("round1/pretrain", SLURM_RESTART_COUNT="1")
+
+    assert cluster.requeued() == ["requeue 7"]
+
+    cluster.run("round1/analyze")
+
+    assert cluster.refinement.record("round1/analyze")["status"] == "done"
+
+
+def test_a_training_is_not_put_back_without_end(cluster: Cluster) -> None:
+    cluster.refinement.run("--until", "round1/label")
+
+    cluster.stub("srun", STOPPING_SRUN)
+
+    cluster.run("round1/pretrain", 75, FAKE_DELAY="0.3", SLURM_RESTART_COUNT="50")
+
+    assert cluster.requeued() == []

@@ -214,6 +214,9 @@ class Refinement:
 
         self._say(f"{step.title}: {_why(judgement)}")
 
+        if judgement.action != "redo" and step.is_training and record and record.num_ranks != self._world.size:
+            self._say(f"{step.title}: of {record.num_ranks} processes before, and of {self._world.size} now")
+
         record = self._prepare(step, work, now, record, judgement)
 
         self._execute(step, work, record)

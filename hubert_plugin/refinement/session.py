@@ -14,12 +14,12 @@ from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.execute import Signals, Terminated
 from hubert_plugin.refinement.failure import StepFailedError
 from hubert_plugin.refinement.follow import follow
-from hubert_plugin.refinement.judge import code_versions
+from hubert_plugin.refinement.judge import code_versions, fingerprint, judge
 from hubert_plugin.refinement.lock import lock_folder
 from hubert_plugin.refinement.overview import make_plan
 from hubert_plugin.refinement.precheck import check_before_plan
 from hubert_plugin.refinement.ranks import Ranks, World
-from hubert_plugin.refinement.record import STATE_FOLDER
+from hubert_plugin.refinement.record import STATE_FOLDER, read_record
 from hubert_plugin.refinement.run import Refinement, Stopped
 from hubert_plugin.refinement.slurm import write_scripts
 from hubert_plugin.refinement.steps import command_line, find_step, show_command
@@ -27,6 +27,9 @@ from hubert_plugin.refinement.store import CONFIG_FILE, open_workshop, save_conf
 from hubert_plugin.refinement.workshop import NotYet, Workshop
 
 LOCK_FILE: Final = f"{STATE_FOLDER}/lock"
+
+NOT_DONE: Final = 75
+"""The exit code that says that a step is yet to be done: ``EX_TEMPFAIL`` of ``sysexits.h``."""
 
 
 def run_session(config: RefinementConfig, out: Path, package: Path, *, until: str | None, plain: bool) -> int:
@@ -89,6 +92,52 @@ def print_command(config: RefinementConfig, out: Path, name: str) -> None:
         raise ConfigError(f"The command of '{name}' is not known yet: {ex}. Run the steps before it first.") from None
 
     print(show_command(out, command_line(config.command, step, work)))
+
+
+def tell_done(config: RefinementConfig, out: Path, package: Path, name: str) -> bool:
+    """Return whether a step and all before it are done, after saying which is not; nothing is run or written.
+
+    :param package: The folder of this package's modules.
+    :raises ConfigError: There is no such step.
+    """
+    shop = open_workshop(config, out)
+
+    last = find_step(shop.steps, name)
+
+    record = read_record(out, name)
+
+    # Of one that was stopped nothing else needs to be known: reading takes time, of which little may be left.
+    if record is None or record.status != "done":
+        _say(f"{shop.steps[name].title} is not done yet.")
+
+        return False
+
+    if config.dataset.demo is not None:
+        shop.manifest_dir = _find_corpus(config.dataset.demo)
+
+    code = code_versions(package, shop.digests)
+
+    for step in list(shop.steps.values())[: last + 1]:
+        try:
+            now = fingerprint(step, step.make(shop), code)
+        except NotYet as ex:
+            _say(f"{step.title} is not done yet: {ex}.")
+
+            return False
+
+        judgement = judge(
+            step, now, read_record(out, step.key), out, shop.digests, on_code_change=config.on_code_change
+        )
+
+        if judgement.action != "keep":
+            _say(f"{step.title} is not done yet" + (f": {judgement.reason}." if judgement.reason else "."))
+
+            return False
+
+        if step.key == "manifest":
+            shop.manifest_dir = out / "manifest"
+
+    return True
 
 
 def emit_slurm(config: RefinementConfig, out: Path, folder: Path, package: Path) -> None:

@@ -28,6 +28,9 @@ CPUS_PER_GPU=8
 # Jobs of the labelling array; each labels one shard with one GPU.
 NUM_SHARDS=16
 
+# How often a training that was stopped before its time was over is put back into the queue.
+MAX_RESTARTS=50
+
 # How the environment is set up on a node.
 activate() {{
     : # source /path/to/venv/bin/activate
@@ -51,6 +54,11 @@ _HEAD = """\
 set -euo pipefail
 {folder}
 activate
+{guard}"""
+
+_GUARD = """
+# A training that was stopped is taken up by its own job alone, on all of its nodes.
+"${{FAIRSEQ2[@]}}" recipe hubert iterate "$OUT" --config-file "$CONFIG" --is-done {training}
 """
 
 _FOLDER = """\
@@ -72,6 +80,19 @@ eval "$COMMAND" num_shards="$NUM_SHARDS" shard="$SLURM_ARRAY_TASK_ID"
 _SRUN = """
 # A task for each GPU. SIGUSR1, sent by SLURM before the time is over, has the training write a checkpoint and end.
 srun --kill-on-bad-exit=1 "${{FAIRSEQ2[@]}}" recipe hubert iterate "$OUT" --config-file "$CONFIG" --until {step}
+"""
+
+_GO_ON = """
+# Stopped, it has ended well, but is not done (exit code 75): this job is put back into the queue, and goes on with as
+# many processes as before. The jobs behind it wait: they are for after a good end.
+STATE=0
+"${{FAIRSEQ2[@]}}" recipe hubert iterate "$OUT" --config-file "$CONFIG" --is-done {step} || STATE=$?
+
+if ((STATE == 75 && ${{SLURM_RESTART_COUNT:-0}} < ${{MAX_RESTARTS:-50}})); then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+
+exit "$STATE"
 """
 
 _TORCHRUN = """
@@ -121,24 +142,29 @@ def write_scripts(config: RefinementConfig, out: Path, folder: Path) -> list[Pat
 
     jobs: list[tuple[str, str]] = []
 
+    training: Step | None = None
+
     for step in plan_steps(config):
         name = step.key.replace("/", "-")
 
         if step.verb == "label":
-            files[f"{name}.sbatch"] = _script(folder, name, f"{step.title}, as a job array.", _ARRAY, step)
-
-            jobs.append(("array", name))
+            kind, bodies = "array", {name: (", as a job array", _ARRAY)}
         elif step.is_training:
-            files[f"{name}.sbatch"] = _script(folder, name, f"{step.title}, on many nodes.", _SRUN, step)
-            files[f"{name}-torchrun.sbatch"] = _script(
-                folder, name, f"{step.title}, on many nodes, by torchrun.", _TORCHRUN, step
-            )
+            kind = "many"
 
-            jobs.append(("many", name))
+            bodies = {
+                name: (", on many nodes", _SRUN + _GO_ON),
+                f"{name}-torchrun": (", on many nodes, by torchrun", _TORCHRUN + _GO_ON),
+            }
         else:
-            files[f"{name}.sbatch"] = _script(folder, name, f"{step.title}, on one GPU.", _ALONE, step)
+            kind, bodies = "one", {name: (", on one GPU", _ALONE)}
 
-            jobs.append(("one", name))
+        for file, (how, body) in bodies.items():
+            files[f"{file}.sbatch"] = _script(folder, name, f"{step.title}{how}.", body, step, training)
+
+        jobs.append((kind, name))
+
+        training = step if step.is_training else training
 
     files["submit.sh"] = _submit(folder, jobs)
 
@@ -166,8 +192,14 @@ def _settings(config: RefinementConfig, out: Path, folder: Path) -> str:
     return _SETTINGS.format(out=shlex.quote(str(out)), config=shlex.quote(str(folder / CONFIG_FILE)), command=command)
 
 
-def _script(folder: Path, name: str, purpose: str, body: str, step: Step) -> str:
-    head = _HEAD.format(purpose=purpose, name=name, logs=folder / "logs", folder=_source(folder))
+def _script(folder: Path, name: str, purpose: str, body: str, step: Step, training: Step | None) -> str:
+    """Return a script.
+
+    :param training: The last one before the step.
+    """
+    guard = "" if training is None else _GUARD.format(training=shlex.quote(training.key))
+
+    head = _HEAD.format(purpose=purpose, name=name, logs=folder / "logs", folder=_source(folder), guard=guard)
 
     # The last step is the report, which is not until anything.
     until = "" if step.verb == "iterate" else f" --until {shlex.quote(step.key)}"

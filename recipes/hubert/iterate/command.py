@@ -49,7 +49,10 @@ def iterate(prog: str, argv: Sequence[str], description: str, presets: dict[str,
 
         return check_commands(config, out)
 
-    from hubert_plugin.refinement.session import emit_slurm, print_command, run_session, show_plan
+    from hubert_plugin.refinement.session import NOT_DONE, emit_slurm, print_command, run_session, show_plan, tell_done
+
+    if args.is_done is not None:
+        return 0 if tell_done(config, out, package, args.is_done) else NOT_DONE
 
     if args.print_command is not None:
         print_command(config, out, args.print_command)
@@ -118,6 +121,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--until", metavar="STEP", help="do the steps up to this one, such as round1/cluster")
     parser.add_argument("--emit-slurm", metavar="DIR", help="write batch scripts for SLURM into DIR, and run nothing")
     parser.add_argument("--print-command", metavar="STEP", help="print the command of a step, and run nothing")
+    parser.add_argument(
+        "--is-done", metavar="STEP", help="say whether a step and those before it are done, by exit code (0, else 75)"
+    )
     parser.add_argument(
         "--report", action="store_true", help="write OUT/report from what the steps left so far, and run nothing else"
     )
