@@ -201,7 +201,14 @@ def main() -> int:
         case "label":
             for split in ("train", "valid"):
                 time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
-                write(out / f"{split}.km", f"{digest(reads['unit_model'], reads['manifest_dir'], split)}\n")
+                text, path = f"{digest(reads['unit_model'], reads['manifest_dir'], split)}\n", out / f"{split}.km"
+
+                if path.exists() and path.read_text() != text:
+                    print(f"fairseq2: error: '{out}' already holds labels of another making.", flush=True)
+
+                    return 2
+
+                write(path, text)
                 write(out / f"{split}.km.json", now)
         case "pretrain" | "finetune":
             train(out, options, seed)

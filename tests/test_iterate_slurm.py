@@ -262,3 +262,38 @@ def test_a_training_is_not_put_back_without_end(cluster: Cluster) -> None:
     cluster.run("round1/pretrain", 75, FAKE_DELAY="0.3", SLURM_RESTART_COUNT="50")
 
     assert cluster.requeued() == []
+
+
+def test_labels_of_another_making_are_cleared_before_the_array_begins(cluster: Cluster) -> None:
+    refinement = cluster.refinement
+
+    refinement.run("--until", "round1/pretrain")
+
+    labels = refinement.out / "round1/label/train.km"
+
+    before = labels.read_text()
+
+    refinement.config["rounds"][0]["units"]["config"]["num_clusters"] = 30
+    refinement.run("--emit-slurm", str(cluster.scripts))
+
+    text = cluster.run("round1/cluster")
+
+    assert "; the unit model changed\nround1 / label: is ready for its command\n" in text
+    assert text.splitlines()[-1] == "All steps before round1/label are done."
+    assert not labels.exists()
+
+    for shard in "01":
+        cluster.run("round1/label", SLURM_ARRAY_TASK_ID=shard)
+
+    made = labels.stat().st_mtime_ns
+
+    assert labels.read_text() != before
+
+    # What the array made stays, whoever asks for it next.
+    assert "round1 / label: goes on" in cluster.run("round1/cluster")
+    assert labels.stat().st_mtime_ns == made
+
+    cluster.run("round1/pretrain")
+
+    assert refinement.record("round1/label")["status"] == "done"
+    assert "round1 / label: done" in cluster.run("round1/cluster")

@@ -81,9 +81,11 @@ class Refinement:
 
         self._has_other_code = False
 
-    def run(self, until: str | None = None) -> None:
+    def run(self, until: str | None = None, *, prepare: bool = False) -> None:
         """Do all steps, or those up to ``until``.
 
+        :param prepare: Whether ``until`` itself is not done, but only made ready for its command, which others run:
+            what is there of another making is cleared away, and what it is made from is written down.
         :raises StepFailedError: A step's command failed; what was done before stays.
         :raises Stopped: SIGUSR1 came.
         """
@@ -98,7 +100,7 @@ class Refinement:
             if step.round_idx is not None:
                 self._choose(step)
 
-            self._do(step)
+            self._do(step, execute=not (prepare and step.key == until))
 
             if step.key == "manifest":
                 self._shop.manifest_dir = self._out / "manifest"
@@ -188,7 +190,7 @@ class Refinement:
 
         self._say(f"{name} / choice: {choice.reason}")
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: Step, *, execute: bool) -> None:
         shop = self._shop
 
         work = step.make(shop)
@@ -219,7 +221,10 @@ class Refinement:
 
         record = self._prepare(step, work, now, record, judgement)
 
-        self._execute(step, work, record)
+        if execute:
+            self._execute(step, work, record)
+        else:
+            self._say(f"{step.title}: is ready for its command")
 
     def _prepare(self, step: Step, work: Work, now: Fingerprint, record: Record | None, judgement: Judgement) -> Record:
         """Clear what must be cleared, and write down what is about to be done."""

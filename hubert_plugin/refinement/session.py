@@ -32,12 +32,15 @@ NOT_DONE: Final = 75
 """The exit code that says that a step is yet to be done: ``EX_TEMPFAIL`` of ``sysexits.h``."""
 
 
-def run_session(config: RefinementConfig, out: Path, package: Path, *, until: str | None, plain: bool) -> int:
+def run_session(
+    config: RefinementConfig, out: Path, package: Path, *, until: str | None, prepare: bool = False, plain: bool
+) -> int:
     """Run a refinement, on each of its processes, and return the exit code.
 
     :param out: OUT, absolute.
     :param package: The folder of this package's modules.
     :param until: The last step to do; ``None``: all.
+    :param prepare: Whether this step is only made ready.
     :param plain: Whether terminals get plain lines, too.
     :raises HubertError: Something is wrong that a user can mend.
     """
@@ -56,7 +59,7 @@ def run_session(config: RefinementConfig, out: Path, package: Path, *, until: st
             _check_folder(out)
 
             with lock_folder(out / LOCK_FILE, out) as fd:
-                return _lead(config, out, package, until, plain, world, ranks, signals, fd)
+                return _lead(config, out, package, until, prepare, plain, world, ranks, signals, fd)
         except Terminated:
             return 128 + signal.SIGTERM
 
@@ -168,6 +171,7 @@ def _lead(
     out: Path,
     package: Path,
     until: str | None,
+    prepare: bool,
     plain: bool,
     world: World,
     ranks: Ranks,
@@ -198,14 +202,14 @@ def _lead(
             make_corpus=_make_corpus,
         )
 
-        refinement.run(until)
+        refinement.run(until, prepare=prepare)
 
         code = 0
 
         if until is None:
             _say(f"All steps are done. The report: {out / 'report/index.html'}")
         else:
-            _say(f"All steps up to {until} are done.")
+            _say(f"All steps {'before' if prepare else 'up to'} {until} are done.")
     except StepFailedError as ex:
         print(f"fairseq2: error: {ex}", file=sys.stderr, flush=True)
 

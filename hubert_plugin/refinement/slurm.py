@@ -6,6 +6,7 @@ The scripts are to be read and edited: what a site needs (account, partition, mo
 from __future__ import annotations
 
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 from hubert_plugin.files import atomic_path, write_text_atomic
@@ -67,6 +68,11 @@ source "$FOLDER/settings.sh\""""
 
 _ALONE = """
 "${{FAIRSEQ2[@]}}" recipe hubert iterate "$OUT" --config-file "$CONFIG"{until}
+"""
+
+_BEFORE_ARRAY = """
+# All up to this step; and labels of another making are cleared away for the array, whose tasks run at the same time.
+"${{FAIRSEQ2[@]}}" recipe hubert iterate "$OUT" --config-file "$CONFIG" --prepare {step}
 """
 
 _ARRAY = """
@@ -144,7 +150,11 @@ def write_scripts(config: RefinementConfig, out: Path, folder: Path) -> list[Pat
 
     training: Step | None = None
 
-    for step in plan_steps(config):
+    steps = plan_steps(config)
+
+    following = {step.key: after for step, after in pairwise(steps)}
+
+    for step in steps:
         name = step.key.replace("/", "-")
 
         if step.verb == "label":
@@ -158,6 +168,11 @@ def write_scripts(config: RefinementConfig, out: Path, folder: Path) -> list[Pat
             }
         else:
             kind, bodies = "one", {name: (", on one GPU", _ALONE)}
+
+        labels = following.get(step.key)
+
+        if labels is not None and labels.verb == "label":
+            bodies = {name: (", on one GPU", _BEFORE_ARRAY.replace("{step}", shlex.quote(labels.key)))}
 
         for file, (how, body) in bodies.items():
             files[f"{file}.sbatch"] = _script(folder, name, f"{step.title}{how}.", body, step, training)

@@ -69,7 +69,11 @@ def iterate(prog: str, argv: Sequence[str], description: str, presets: dict[str,
 
         return 0
 
-    return run_session(config, out, package, until=config.until, plain=args.no_rich)
+    prepare = args.prepare is not None
+
+    until = args.prepare if prepare else config.until
+
+    return run_session(config, out, package, until=until, prepare=prepare, plain=args.no_rich)
 
 
 def _read_config(args: Namespace, out: Path, presets: dict[str, Path]) -> HubertIterateConfig:
@@ -121,6 +125,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--until", metavar="STEP", help="do the steps up to this one, such as round1/cluster")
     parser.add_argument("--emit-slurm", metavar="DIR", help="write batch scripts for SLURM into DIR, and run nothing")
     parser.add_argument("--print-command", metavar="STEP", help="print the command of a step, and run nothing")
+    parser.add_argument(
+        "--prepare",
+        metavar="STEP",
+        help="do the steps before this one, and clear away what is there of it of another making, for its command to "
+        "be run by others",
+    )
     parser.add_argument(
         "--is-done", metavar="STEP", help="say whether a step and those before it are done, by exit code (0, else 75)"
     )
