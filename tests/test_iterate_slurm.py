@@ -165,6 +165,14 @@ kill -USR1 $!
 wait $!
 """
 
+# As torchrun is: SIGUSR1 ends it, and what it has started goes on.
+TORCHRUN = """#!/usr/bin/env python
+import subprocess, sys
+
+command = sys.argv[sys.argv.index("--no-python") + 1 :]
+sys.exit(subprocess.Popen(command, start_new_session=True).wait())
+"""
+
 SCONTROL = """#!/bin/bash
 echo "$*" >> "$SCONTROL_LOG"
 echo localhost
@@ -252,6 +260,24 @@ def test_a_training_that_is_stopped_goes_on_in_its_own_job(cluster: Cluster) -> 
     cluster.run("round1/analyze")
 
     assert cluster.refinement.record("round1/analyze")["status"] == "done"
+
+
+def test_processes_of_torchrun_are_told_to_stop(cluster: Cluster) -> None:
+    cluster.refinement.run("--until", "round1/label")
+
+    cluster.stub("srun", STOPPING_SRUN)
+    cluster.stub("torchrun", TORCHRUN)
+
+    text = cluster.run("round1/pretrain-torchrun", 75, FAKE_DELAY="0.3")
+
+    assert "round1 / pretrain: stopped as asked" in text
+    assert cluster.requeued() == ["requeue 7"]
+
+    cluster.stub("srun", SRUN)
+
+    cluster.run("round1/pretrain-torchrun")
+
+    assert cluster.refinement.record("round1/pretrain")["status"] == "done"
 
 
 def test_a_training_is_not_put_back_without_end(cluster: Cluster) -> None:

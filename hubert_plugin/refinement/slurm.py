@@ -105,7 +105,28 @@ _TORCHRUN = """
 # In place of the script of the same name without `-torchrun`: one launcher for each node, which starts the processes.
 ENDPOINT=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29400
 
-srun --ntasks-per-node=1 --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$GPUS_PER_NODE" \\
+# SIGUSR1, sent by SLURM before the time is over, would end torchrun, which does not pass it on: torchrun ignores it
+# here, and its processes are told by the shell around it. Each has the training write a checkpoint and end.
+LAUNCH='
+    (trap "" USR1; exec "$@") &
+    LAUNCHER=$!
+
+    trap "pkill -USR1 -P $LAUNCHER" USR1
+
+    STATUS=0
+    wait "$LAUNCHER" || STATUS=$?
+
+    # The signal ends the waiting, too.
+    while ((STATUS == 128 + $(kill -l USR1))); do
+        STATUS=0
+        wait "$LAUNCHER" || STATUS=$?
+    done
+
+    exit "$STATUS"
+'
+
+srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$LAUNCH" launch \\
+    torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$GPUS_PER_NODE" \\
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$ENDPOINT" --no-python \\
     "${{FAIRSEQ2[@]}}" recipe hubert iterate "$OUT" --config-file "$CONFIG" --until {step}
 """
