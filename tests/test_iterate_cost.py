@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hubert_plugin.refinement.cost import PRETRAIN_DEFAULTS, SHAPES, Shape, label_bytes
+from hubert_plugin.refinement.cost import PRETRAIN_DEFAULTS, SHAPES, Shape, label_bytes, read_training
 from hubert_plugin.refinement.settings import flatten
 
 
@@ -37,6 +37,20 @@ def test_shapes_are_those_of_the_registered_architectures() -> None:
                 assert [tuple(c) for c in shape.conv_layers] == [tuple(c) for c in config.conv_layers]
             else:
                 assert getattr(shape, field.name) == getattr(config, field.name), (arch, field.name)
+
+
+def test_two_views_are_counted_where_they_are_swapped() -> None:
+    def flops(arch: str, **options: bool) -> float | None:
+        overrides = {f"model.config_overrides.{k}": v for k, v in options.items()}
+
+        return read_training(None, {"model.arch": arch, **overrides}, 1).flops()
+
+    one, two = flops("base"), flops("ms_hubert_base")
+
+    assert one is not None and two is not None and one < two
+    assert flops("base", swap=True) == two
+    assert flops("ms_hubert_base", swap=False) == one
+    assert flops("base", swap=False) == one
 
 
 def test_the_defaults_of_pretrain_are_those_that_costs_are_estimated_with() -> None:

@@ -176,6 +176,9 @@ def read_training(preset: Path | None, options: Mapping[str, Any], num_ranks: in
 
         known = {k: v for k, v in changes.items() if k in Shape.__dataclass_fields__ and v is not None}
 
+        if isinstance(swap := changes.get("swap"), bool):
+            known["views"] = 2 if swap else 1
+
         shape = replace(shape, **known)
 
     batching = values["task"]["config"]
