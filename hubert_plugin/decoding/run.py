@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from fairseq2.gang import Gang
 from fairseq2.logging import log
@@ -29,9 +29,6 @@ from hubert_plugin.errors import DecodingError, format_problems, printable
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.text.normalization import TextConfig, normalize_text
 from hubert_plugin.text.vocabulary import CtcVocabulary
-from hubert_plugin.units.ranks import raise_together
-
-T = TypeVar("T")
 
 SUMMARY_FILE: Final = "transcribe.json"
 """What a run did; ``evaluate`` finds references and real-time factor by it."""
@@ -365,19 +362,3 @@ def create_decoder(vocabulary: CtcVocabulary, config: DecoderConfig) -> Decoder:
         log.warning("{}", note)
 
     return decoder
-
-
-def run_together(gang: Gang, work: Callable[[], T]) -> T:
-    """Run a step on this rank; return its result when all ranks are done, or raise if one of them failed."""
-    error: Exception | None = None
-
-    result: T | None = None
-
-    try:
-        result = work()
-    except Exception as ex:
-        error = ex
-
-    raise_together(gang, error)
-
-    return cast(T, result)

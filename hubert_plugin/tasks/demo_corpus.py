@@ -10,18 +10,20 @@ from fairseq2.logging import log
 from fairseq2.utils.progress import ProgressReporter, ProgressTask
 
 from hubert_plugin.demo import DemoCorpusConfig, ensure_demo_corpus
+from hubert_plugin.ranks import run_on_first
 
 
 def make_demo_corpus(config: DemoCorpusConfig, gangs: Gangs, reporter: ProgressReporter) -> Path:
     """Return the folder of the corpus, which is made if it is not in the cache. Call on all ranks."""
-    if gangs.root.rank == 0:
+
+    def make() -> None:
         # Whoever meant data of their own should not wonder at the results of an evening.
         log.info("No manifest is named (`dataset.manifest_dir`): training on the embedded demo corpus.")
 
         with reporter:
             ensure_demo_corpus(config, progress=ProgressBar(reporter, "corpus"))
 
-    gangs.root.barrier()
+    run_on_first(gangs.root, make)
 
     # In the cache by now.
     return ensure_demo_corpus(config)

@@ -23,6 +23,7 @@ from fairseq2.world_info import WorldInfo
 
 from hubert_plugin.errors import CheckpointError, OutputDirError, format_problems
 from hubert_plugin.files import atomic_path
+from hubert_plugin.ranks import run_together
 from hubert_plugin.tasks.batching import BatchingTaskConfig
 from hubert_plugin.tasks.world_size import fit_checkpoint_to_ranks
 
@@ -275,21 +276,24 @@ def check_last_checkpoint(checkpoint_dir: Path, gangs: Gangs, task_config: objec
     else:
         advice = f"There is no earlier one; delete the folder '{steps[last]}' to start anew."
 
-    for part in ("trainer", "model", "optimizer", "data_reader"):
-        files = sorted((steps[last] / part).rglob("*.pt"))
+    def check_files() -> None:
+        for part in ("trainer", "model", "optimizer", "data_reader"):
+            files = sorted((steps[last] / part).rglob("*.pt"))
 
-        if not files:
-            raise CheckpointError(
-                f"The checkpoint of step {last} is damaged: there are no files in '{steps[last] / part}'. {advice}"
-            )
-
-        for file in files:
-            # By one process: all of the file is read.
-            if reason := _why_damaged(file, thorough=gangs.root.rank == 0):
+            if not files:
                 raise CheckpointError(
-                    f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) {reason}. "
-                    f"{advice}"
+                    f"The checkpoint of step {last} is damaged: there are no files in '{steps[last] / part}'. {advice}"
                 )
+
+            for file in files:
+                # By one process: all of the file is read.
+                if reason := _why_damaged(file, thorough=gangs.root.rank == 0):
+                    raise CheckpointError(
+                        f"The checkpoint of step {last} is damaged: '{file}' ({file.stat().st_size:,} bytes) {reason}. "
+                        f"{advice}"
+                    )
+
+    run_together(gangs.root, check_files)
 
     for file in sorted((checkpoint_dir / "scores").glob("step_*.txt")):
         _check_score(file)

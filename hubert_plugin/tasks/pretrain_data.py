@@ -21,6 +21,7 @@ from hubert_plugin.data.labels import LabelSet, label_set_names, open_labels
 from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.data.provenance import comparable
 from hubert_plugin.errors import ConfigError, LabelError
+from hubert_plugin.ranks import run_on_first
 from hubert_plugin.registry import FeatureSource, unknown_name_error
 from hubert_plugin.tasks.demo_corpus import make_demo_corpus
 
@@ -91,8 +92,6 @@ def _prepare(
     reporter: ProgressReporter,
 ) -> tuple[Path, Path, list[str]]:
     """Make corpus and labels where they are asked for and missing: rank 0 works, the others wait."""
-    is_first = gangs.root.rank == 0
-
     manifest_dir = make_demo_corpus(section.demo, gangs, reporter) if dataset.demo else dataset.manifest_dir()
 
     names = list(section.labels or dataset.config.labels)
@@ -123,7 +122,7 @@ def _prepare(
 
     label_dir = manifest_dir / "labels" / f"{making.features.name}-{kind}_k{making.num_clusters}_seed{making.seed}"
 
-    if is_first:
+    def make() -> None:
         with reporter:
             ensure_labels(
                 manifest_dir,
@@ -138,7 +137,7 @@ def _prepare(
                 progress=reporter,
             )
 
-    gangs.root.barrier()
+    run_on_first(gangs.root, make)
 
     return manifest_dir, label_dir, [name]
 

@@ -27,6 +27,7 @@ from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
 from hubert_plugin.models.interop.fit import encoder_of
 from hubert_plugin.models.interop.keys import LAYER_WEIGHTS_KEY, split_recogniser
 from hubert_plugin.models.interop.resolve import resolve_source
+from hubert_plugin.ranks import run_on_first
 from hubert_plugin.text.vocabulary import CtcVocabulary
 
 REGULARIZATION: Final = frozenset(
@@ -128,12 +129,9 @@ def open_pretrained(source: str | None, section: PretrainedSection, gangs: Gangs
 
     step: int | Literal["last", "best"] = int(section.step) if str(section.step).isdigit() else section.step  # type: ignore[assignment]
 
-    if gangs.root.rank == 0:
-        model = _open(source, step)
+    model = run_on_first(gangs.root, lambda: _open(source, step))
 
-    gangs.root.barrier()
-
-    return model if gangs.root.rank == 0 else _open(source, step)
+    return model or _open(source, step)
 
 
 def _open(source: str, step: int | Literal["last", "best"]) -> PretrainedModel:

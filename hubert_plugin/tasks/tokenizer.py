@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from hubert_plugin.errors import ConfigError
+from hubert_plugin.ranks import run_on_first
 from hubert_plugin.registry import unknown_name_error
 from hubert_plugin.text.counts import count
 from hubert_plugin.text.family import HUBERT_LETTERS, HUBERT_SENTENCEPIECE
@@ -88,14 +90,18 @@ def open_tokenizer(
     if section.sentencepiece is not None:
         path = context.output_dir / MODEL_NAME
 
-        if context.gangs.root.rank == 0 and not (resumed and path.is_file()):
-            texts = training_texts()
+        # On all ranks: they wait for each other where the corpus is made on the way.
+        texts = training_texts()
 
-            train_sentencepiece(texts, path, section.sentencepiece)
+        def train(config: SentencePieceConfig) -> None:
+            if resumed and path.is_file():
+                return
+
+            train_sentencepiece(texts, path, config)
 
             log.info("A SentencePiece model was trained on {}: {}", count(len(texts), "transcript"), path)
 
-        context.gangs.root.barrier()
+        run_on_first(context.gangs.root, partial(train, section.sentencepiece))
 
         section.path, section.family = path, HUBERT_SENTENCEPIECE
 

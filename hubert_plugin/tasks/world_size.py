@@ -21,6 +21,7 @@ from torch import Tensor
 from hubert_plugin.data.reader import NUM_RANKS_KEY
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.files import atomic_path
+from hubert_plugin.ranks import run_on_first
 
 
 def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs, *, keeps_batch: bool = False) -> None:
@@ -34,10 +35,7 @@ def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs, *, keeps_batch: bool =
     # Refused by all ranks, so that none waits for another.
     _check_shards(step_dir, gangs.sdp.size)
 
-    if gangs.root.rank == 0:
-        _fit(step_dir, gangs.root.size, keeps_batch)
-
-    gangs.root.barrier()
+    run_on_first(gangs.root, lambda: _fit(step_dir, gangs.root.size, keeps_batch))
 
 
 def _check_shards(step_dir: Path, num_processes: int) -> None:

@@ -32,6 +32,7 @@ from hubert_plugin.demo import ensure_demo_corpus
 from hubert_plugin.errors import ConfigError, MissingDependencyError
 from hubert_plugin.files import write_text_atomic
 from hubert_plugin.models.hubert.hub import load_hubert
+from hubert_plugin.ranks import run_on_first
 from hubert_plugin.recipes.hubert.analyze.config import HubertAnalyzeConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
@@ -58,10 +59,7 @@ class AnalyzeRecipe(Recipe):
         )
 
         def run(should_stop: Callable[[], bool]) -> None:
-            if context.gangs.root.rank == 0:
-                analyze(context, config)
-
-            context.gangs.root.barrier()
+            run_on_first(context.gangs.root, lambda: analyze(context, config))
 
         return FunctionTask(run)
 

@@ -16,6 +16,7 @@ from hubert_plugin.audio import AudioPolicy
 from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
+from hubert_plugin.ranks import raise_together
 from hubert_plugin.recipes.hubert.cluster.config import HubertClusterConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
@@ -25,7 +26,6 @@ from hubert_plugin.units.codebooks import CodebookUnitModel
 from hubert_plugin.units.fit import FitResult, UnitModelFitter
 from hubert_plugin.units.mfcc import MFCC_SOURCE, MfccConfig
 from hubert_plugin.units.prepare import UNIT_MODEL_FILE
-from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.replacing import raise_if_unit_model_lost
 from hubert_plugin.units.stored import open_feature_stream
 

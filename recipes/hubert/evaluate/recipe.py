@@ -17,6 +17,7 @@ from hubert_plugin.decoding.evaluation import find_material, normalize_pairs
 from hubert_plugin.decoding.scoring import evaluate_pairs
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.files import write_text_atomic
+from hubert_plugin.ranks import run_on_first
 from hubert_plugin.recipes.hubert.evaluate.config import HubertEvaluateConfig
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
@@ -37,10 +38,7 @@ class EvaluateRecipe(Recipe):
         )
 
         def run(should_stop: Callable[[], bool]) -> None:
-            if context.gangs.root.rank == 0:
-                evaluate(context, config)
-
-            context.gangs.root.barrier()
+            run_on_first(context.gangs.root, lambda: evaluate(context, config))
 
         return FunctionTask(run)
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.export.several import export_all
+from hubert_plugin.ranks import run_on_first
 from hubert_plugin.recipes.hubert.export.config import HubertExportConfig
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
@@ -31,10 +32,7 @@ class ExportRecipe(Recipe):
         require_option(config.model, "`model` must name a model card, a checkpoint file or the folder of a run.")
 
         def run(should_stop: Callable[[], bool]) -> None:
-            if context.gangs.root.rank == 0:
-                export(context, config)
-
-            context.gangs.root.barrier()
+            run_on_first(context.gangs.root, lambda: export(context, config))
 
         return FunctionTask(run)
 

@@ -15,12 +15,12 @@ from hubert_plugin.data.feature_guard import feature_replacing_problems
 from hubert_plugin.data.manifest import list_splits, read_manifest
 from hubert_plugin.data.provenance import raise_if_lost
 from hubert_plugin.errors import ManifestError
+from hubert_plugin.ranks import raise_together
 from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.dump import describe_dump, dump_features
-from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stream import AudioFeatureStream
 
 

@@ -16,6 +16,7 @@ from hubert_plugin.criteria.ctc import CTC, CtcCriterion
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.ranks import run_together
 from hubert_plugin.recipes.hubert.finetune.config import HubertFinetuneConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
@@ -222,9 +223,14 @@ class HubertFinetuneRecipe(Recipe):
         if not isinstance(model, HubertCtcModel):
             return model
 
-        # On ranks that have no memory for it yet, the model is a copy of the first rank's later.
-        if self._pretrained is not None and newly_initialized and is_materialized(model.hubert):
-            copy_parameters(model, self._pretrained, config.pretraining)
+        if (pretrained := self._pretrained) is not None and newly_initialized:
+
+            def copy() -> None:
+                # On ranks that have no memory for it yet, the model is a copy of the first rank's later.
+                if is_materialized(model.hubert):
+                    copy_parameters(model, pretrained, config.pretraining)
+
+            run_together(context.gangs.root, copy)
 
         freeze_for_ever(model, config.freezing, pretrained=bool(config.pretrained))
 

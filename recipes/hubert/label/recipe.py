@@ -24,13 +24,13 @@ from hubert_plugin.data.labels import open_labels
 from hubert_plugin.data.manifest import Manifest, list_splits, read_manifest
 from hubert_plugin.data.provenance import raise_if_lost
 from hubert_plugin.errors import LabelError, ManifestError, StorageError
+from hubert_plugin.ranks import raise_together, run_on_first
 from hubert_plugin.recipes.hubert.label.config import HubertLabelConfig
 from hubert_plugin.registry import FeatureSource, UnitModel, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
 from hubert_plugin.units.label import LabelJob, LabelShare
 from hubert_plugin.units.model import load_units
-from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stored import open_feature_stream
 
 
@@ -55,7 +55,7 @@ class LabelRecipe(Recipe):
             if config.labels_from is None:
                 label(context, config, should_stop)
             else:
-                on_rank_0(context, lambda: convert(context, config))
+                run_on_first(context.gangs.root, lambda: convert(context, config))
 
         return FunctionTask(run)
 
@@ -91,7 +91,7 @@ def label(context: RecipeContext, config: HubertLabelConfig, should_stop: Callab
 
     raise_together(gang, error)
 
-    on_rank_0(context, lambda: join(context, config, jobs))
+    run_on_first(gang, lambda: join(context, config, jobs))
 
 
 def create_jobs(context: RecipeContext, config: HubertLabelConfig) -> list[tuple[Manifest, LabelJob]]:
@@ -250,16 +250,3 @@ def read_manifests(config: HubertLabelConfig) -> list[Manifest]:
         raise ManifestError(f"There is no manifest (`*.tsv`) in '{config.manifest_dir}'.")
 
     return [read_manifest(config.manifest_dir, s) for s in splits]
-
-
-def on_rank_0(context: RecipeContext, function: Callable[[], None]) -> None:
-    """Run ``function`` on rank 0 while the others wait."""
-    error: Exception | None = None
-
-    if context.gangs.root.rank == 0:
-        try:
-            function()
-        except Exception as ex:
-            error = ex
-
-    raise_together(context.gangs.root, error)

@@ -17,6 +17,7 @@ from hubert_plugin.criteria.head_metrics import describe_heads, share_metric_des
 from hubert_plugin.criteria.steps import EvalStep, TrainStep
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.model import HubertModel
+from hubert_plugin.ranks import run_together
 from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import Criterion, HubertTask, create_component
 from hubert_plugin.tasks.cpu import suit_cpu
@@ -159,12 +160,16 @@ class HubertPretrainRecipe(Recipe):
 
     @override
     def setup_model(self, context: RecipeContext, model: Module, newly_initialized: bool) -> Module:
-        # On ranks that have no memory for it yet, the model is a copy of the first rank's later.
-        if newly_initialized and isinstance(model, HubertModel) and is_materialized(model):
-            init_model(model, context.get_config_as(HubertPretrainConfig).init)
+        if not isinstance(model, HubertModel):
+            return model
 
-        if isinstance(model, HubertModel):
-            freeze_convolutions_without_gradient(model)
+        init = context.get_config_as(HubertPretrainConfig).init
+
+        if newly_initialized and init.source is not None:
+            # On ranks that have no memory for it yet, the model is a copy of the first rank's later.
+            run_together(context.gangs.root, lambda: init_model(model, init) if is_materialized(model) else None)
+
+        freeze_convolutions_without_gradient(model)
 
         return model
 

@@ -18,13 +18,14 @@ from hubert_plugin.decoding.inputs import AudioInput, open_input
 from hubert_plugin.decoding.outputs import srt_paths
 from hubert_plugin.decoding.recogniser import fingerprint_of, vocabulary_of
 from hubert_plugin.decoding.rescoring import load_rescorer
-from hubert_plugin.decoding.run import Job, create_decoder, describe_decoder, run_together, tune, tuned
+from hubert_plugin.decoding.run import Job, create_decoder, describe_decoder, tune, tuned
 from hubert_plugin.decoding.transcriber import Transcriber
 from hubert_plugin.decoding.tuning import require_optuna
 from hubert_plugin.demo import ensure_demo_corpus
 from hubert_plugin.models.hubert.inference import DTYPES
 from hubert_plugin.models.hubert_ctc.hub import load_hubert_ctc
 from hubert_plugin.models.hubert_ctc.model import HubertCtcModel
+from hubert_plugin.ranks import run_on_first, run_together
 from hubert_plugin.recipes.hubert.transcribe.config import HubertTranscribeConfig
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
@@ -63,13 +64,13 @@ def transcribe(context: RecipeContext, config: HubertTranscribeConfig, should_st
 
     with context.progress_reporter as progress:
         # What is made once: the demo corpus, its language model, the weights.
-        run_together(gang, lambda: _prepare(context, config, progress) if gang.rank == 0 else None)
+        run_on_first(gang, lambda: _prepare(context, config, progress))
 
         job = run_together(gang, lambda: _create_job(context, config))
 
         run_together(gang, lambda: job.run(progress, should_stop))
 
-        run_together(gang, lambda: job.finish() if gang.rank == 0 else None)
+        run_on_first(gang, job.finish)
 
 
 def _prepare(context: RecipeContext, config: HubertTranscribeConfig, progress: ProgressReporter) -> None:
