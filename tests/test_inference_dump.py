@@ -13,7 +13,7 @@ import pytest
 import torch
 from builders import make_corpus, one_thread  # noqa: F401 - a fixture
 from golden import FAIRSEQ
-from processes import Run, command_server, wait_until
+from processes import Run, assert_answer, command_server, start_ranks, wait_for_all, wait_until
 
 from hubert_plugin import load_hubert
 from hubert_plugin.data.manifest import read_manifest
@@ -240,6 +240,24 @@ def test_single_shards_of_a_job_array_add_up(corpus: Path, tmp_path: Path) -> No
         assert (tmp_path / "valid/feats.scp").exists() == (shard == 0)
 
     assert list(kaldiio.load_scp(str(tmp_path / "valid/feats.scp"))) == read_manifest(corpus, "valid").ids
+
+
+def test_splits_with_fewer_utterances_than_processes_have_a_shard_for_each(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_train=3, num_valid=1, seconds=(0.5, 0.6), label_sets={})
+
+    args = ["recipe", "hubert", "features", tmp_path / "out", "--no-rich", "--config", f"manifest_dir={corpus}"]
+
+    wait_for_all(start_ranks([*args, "format=fairseq"], 2))
+
+    assert {p.name for p in (tmp_path / "out").glob("*.npy")} == {"train_0_2.npy", "train_1_2.npy", "valid_0_1.npy"}
+
+
+def test_a_split_too_small_for_the_shards_is_told_before_any_is_written(corpus: Path, tmp_path: Path) -> None:
+    run = start(tmp_path, corpus, "num_shards=5", preset="mfcc")
+
+    assert_answer(run, ["of each split, but is 5 instead", "valid.tsv' has 2 of them"])
+
+    assert not (tmp_path / "train").exists()
 
 
 @pytest.mark.parametrize(

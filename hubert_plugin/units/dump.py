@@ -21,10 +21,26 @@ from hubert_plugin.data.feature_shards import (
     remove_files,
     withdraw_merged,
 )
+from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.data.shards import Shard, shard_range
 from hubert_plugin.data.utterance_ids import read_utterance_ids
-from hubert_plugin.errors import ConfigError
+from hubert_plugin.errors import ConfigError, format_problems
 from hubert_plugin.units.stream import AudioFeatureStream
+
+
+def check_num_shards(manifests: Sequence[Manifest], num_shards: int) -> None:
+    """Check that each of ``manifests`` can be cut in so many shards.
+
+    :raises ConfigError: There are fewer utterances than shards; names all that have too few.
+    """
+    if too_few := [m for m in manifests if not 1 <= num_shards <= max(1, len(m.ids))]:
+        raise ConfigError(
+            format_problems(
+                f"`num_shards` must be between 1 and the number of utterances of each split, but is {num_shards} "
+                "instead. Lower it, or leave such splits out (`splits`):",
+                [f"'{m.path}' has {len(m.ids):,} of them" for m in too_few],
+            )
+        )
 
 
 def describe_dump(stream: AudioFeatureStream, num_shards: int) -> dict[str, object]:
@@ -57,11 +73,7 @@ def dump_features(
     """
     manifest = stream.manifest
 
-    if not 1 <= num_shards <= max(1, len(manifest.ids)):
-        raise ConfigError(
-            f"`num_shards` must be between 1 and the number of utterances of '{manifest.path}' "
-            f"({len(manifest.ids)}), but is {num_shards} instead."
-        )
+    check_num_shards([manifest], num_shards)
 
     check_other_cuts(kind, folder, manifest.split, num_shards)
 

@@ -40,8 +40,8 @@ class HubertFeaturesConfig(Validatable):
     without a record of it. Otherwise they are refused."""
 
     num_shards: int | None = None
-    """In how many shards each split is cut; ``null``: one for each process. A shard is what a run that was killed goes
-    on from."""
+    """In how many shards each split is cut; ``null``: one for each process, or for each utterance of a split that has
+    fewer. A shard is what a run that was killed goes on from."""
 
     shard: int | None = None
     """Write this shard only, from 0 (for job arrays); ``null``: the processes share all of them."""

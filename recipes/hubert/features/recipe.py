@@ -20,7 +20,7 @@ from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
-from hubert_plugin.units.dump import describe_dump, dump_features
+from hubert_plugin.units.dump import check_num_shards, describe_dump, dump_features
 from hubert_plugin.units.stream import AudioFeatureStream
 
 
@@ -77,18 +77,21 @@ def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_
 
     gang = context.gangs.root
 
-    num_shards = config.num_shards or gang.size
-
     kind: Any = config.format
 
+    # Of all splits, before anything is written.
+    if config.num_shards is not None:
+        check_num_shards([s.manifest for s in streams], config.num_shards)
+
+    cuts = [config.num_shards or max(1, min(gang.size, len(s.manifest))) for s in streams]
+
     if not config.overwrite:
-        # Of all splits, before anything is written.
         raise_if_lost(
             context.output_dir,
             "features",
             [
                 problem
-                for s in streams
+                for s, num_shards in zip(streams, cuts, strict=True)
                 for problem in feature_replacing_problems(
                     kind, context.output_dir, s.manifest.split, num_shards, describe_dump(s, num_shards)
                 )
@@ -96,11 +99,15 @@ def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_
         )
 
     with context.progress_reporter as progress:
-        for stream in streams:
+        for stream, num_shards in zip(streams, cuts, strict=True):
             shards = range(gang.rank, num_shards, gang.size)
 
             if config.shard is not None:
                 shards = range(config.shard, config.shard + 1) if gang.rank == 0 else range(0)
+
+            # Whoever writes the last shard joins them all.
+            if not shards:
+                continue
 
             written = dump_features(
                 stream,
