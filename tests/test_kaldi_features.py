@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import assert_answer, command_server
 from tiny_features import DATA, DIM, KINDS, SIZES, fail, make_features, make_manifest, write
 
 from hubert_plugin.data.feature_files import (
@@ -18,7 +19,7 @@ from hubert_plugin.data.feature_files import (
     open_feature_writer,
 )
 from hubert_plugin.data.feature_shards import merge_feature_shards
-from hubert_plugin.data.manifest import Manifest
+from hubert_plugin.data.manifest import Manifest, write_manifest
 from hubert_plugin.data.shards import remove_leftovers
 from hubert_plugin.data.stored_features import check_feature_rate, open_stored_features
 from hubert_plugin.data.utterance_ids import write_utterance_ids
@@ -177,6 +178,28 @@ def test_ids_with_spaces_cannot_go_to_kaldi(tmp_path: Path) -> None:
         open_feature_writer("kaldi", tmp_path, "train", dim=DIM, rate=50) as writer,
     ):
         writer.write("a b", make_features()[0])
+
+
+def test_ids_with_spaces_are_told_of_all_splits_before_any_audio_is_read(tmp_path: Path) -> None:
+    names = {"train": ["fine.wav"], "valid": [f"take {i}.wav" for i in range(22)]}
+
+    (tmp_path / "wav").mkdir()
+
+    for split, refs in names.items():
+        write_manifest(tmp_path / f"{split}.tsv", "wav", [(ref, 16_000) for ref in refs])
+
+        for ref in refs:
+            (tmp_path / "wav" / ref).touch()  # no audio
+
+    out = tmp_path / "out"
+
+    run = command_server().run("recipe", "hubert", "features", out, "--no-rich", "--config", f"manifest_dir={tmp_path}")
+
+    phrases = ["Features of 22 utterance(s) cannot be written for kaldi", "(`format=fairseq`), or rename the files"]
+
+    assert_answer(run, [*phrases, "valid.tsv': the utterance 'take 0.wav' is empty or holds white space", "2 more"])
+
+    assert not (out / "train").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,10 +21,11 @@ from hubert_plugin.data.feature_shards import (
     remove_files,
     withdraw_merged,
 )
+from hubert_plugin.data.kaldi import check_key
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.data.shards import Shard, shard_range
 from hubert_plugin.data.utterance_ids import read_utterance_ids
-from hubert_plugin.errors import ConfigError, format_problems
+from hubert_plugin.errors import ConfigError, UnitModelError, format_problems
 from hubert_plugin.units.stream import AudioFeatureStream
 
 
@@ -39,6 +40,28 @@ def check_num_shards(manifests: Sequence[Manifest], num_shards: int) -> None:
                 f"`num_shards` must be between 1 and the number of utterances of each split, but is {num_shards} "
                 "instead. Lower it, or leave such splits out (`splits`):",
                 [f"'{m.path}' has {len(m.ids):,} of them" for m in too_few],
+            )
+        )
+
+
+def check_kaldi_ids(manifests: Sequence[Manifest]) -> None:
+    """Check that kaldi's files can name the utterances of ``manifests``.
+
+    :raises UnitModelError: Ids hold white space; names them all, or the first and how many more.
+    """
+    problems = [
+        f"'{m.path}': the utterance {problem}"
+        for m in manifests
+        for utterance_id in read_utterance_ids(m)
+        if (problem := check_key(utterance_id))
+    ]
+
+    if problems:
+        raise UnitModelError(
+            format_problems(
+                f"Features of {len(problems):,} utterance(s) cannot be written for kaldi. Write another format "
+                "(`format=fairseq`), or rename the files and make the manifest again:",
+                problems,
             )
         )
 
@@ -70,10 +93,14 @@ def dump_features(
     :raises ConfigError: There are fewer utterances than shards.
     :raises OutputDirError: The folder holds shards of another number that are not ours to remove.
     :raises StorageError: A file cannot be written; finished shards stay.
+    :raises UnitModelError: Utterance ids hold white space, which kaldi cannot have.
     """
     manifest = stream.manifest
 
     check_num_shards([manifest], num_shards)
+
+    if kind == "kaldi":
+        check_kaldi_ids([manifest])
 
     check_other_cuts(kind, folder, manifest.split, num_shards)
 

@@ -20,7 +20,7 @@ from hubert_plugin.recipes.hubert.features.config import HubertFeaturesConfig
 from hubert_plugin.registry import FeatureSource, create_component
 from hubert_plugin.tasks.function import FunctionTask, require_option
 from hubert_plugin.tasks.output_dir import register_output_guard
-from hubert_plugin.units.dump import check_num_shards, describe_dump, dump_features
+from hubert_plugin.units.dump import check_kaldi_ids, check_num_shards, describe_dump, dump_features
 from hubert_plugin.units.stream import AudioFeatureStream
 
 
@@ -79,7 +79,10 @@ def write_features(context: RecipeContext, config: HubertFeaturesConfig, should_
 
     kind: Any = config.format
 
-    # Of all splits, before anything is written.
+    # Of all splits, before anything is read or written.
+    if kind == "kaldi":
+        check_kaldi_ids([s.manifest for s in streams])
+
     if config.num_shards is not None:
         check_num_shards([s.manifest for s in streams], config.num_shards)
 
