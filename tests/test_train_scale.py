@@ -55,6 +55,7 @@ def test_sharded_parameters_give_the_losses_of_whole_ones(corpus: Path, tmp_path
 
     assert run.wait() == 2 and other.wait() == 2
     assert "sharded over 2 processes (FSDP), but is to be whole" in run.text
+    assert "(`init.source` of `pretrain`, `pretrained` of `finetune`)" in run.text
 
 
 def test_shards_that_sum_gradients_once_an_update_give_the_losses_of_whole_parameters(

@@ -50,7 +50,7 @@ def _check_shards(step_dir: Path, num_processes: int) -> None:
     raise CheckpointError(
         f"The model in '{step_dir}' is {describe(num_shards)}, but is to be {describe(num_processes)} now. Go on with "
         "the `trainer.data_parallelism` and the number of processes that wrote it, or start anew from it in another "
-        "folder (`init.source`)."
+        "folder (`init.source` of `pretrain`, `pretrained` of `finetune`)."
     )
 
 
