@@ -9,6 +9,9 @@ import pytest
 from builders import NO_DROPOUT, load_weights, make_corpus, pretrain_config, read_metrics, write_config
 from processes import assert_answer, command_server, pretrain_args, start_pretrain_ranks, wait_for_all, wait_until
 
+from hubert_plugin import load_hubert
+from hubert_plugin.errors import CheckpointError
+
 SHARDED = ["trainer.data_parallelism=fsdp", "optimizer.name=adamw"]
 
 
@@ -56,6 +59,20 @@ def test_sharded_parameters_give_the_losses_of_whole_ones(corpus: Path, tmp_path
     assert run.wait() == 2 and other.wait() == 2
     assert "sharded over 2 processes (FSDP), but is to be whole" in run.text
     assert "(`init.source` of `pretrain`, `pretrained` of `finetune`)" in run.text
+
+    # A part that was lost is named, to who goes on with the run and to who reads its model.
+    (lost,) = (tmp_path / "fsdp/checkpoints/step_4/model").rglob("sdp_01.pt")
+
+    lost.unlink()
+
+    (run, other) = start_pretrain_ranks(tmp_path / "fsdp", file, 2, *SHARDED, "regime.num_steps=8")
+
+    assert run.wait() == 2 and other.wait() == 2
+
+    assert_answer(run, [f"'{lost}' is missing", "lacks 1 of the 2 shards that its optimizer's state has"])
+
+    with pytest.raises(CheckpointError, match="lacks 1 of the 2 shards"):
+        load_hubert(tmp_path / "fsdp")
 
 
 def test_shards_that_sum_gradients_once_an_update_give_the_losses_of_whole_parameters(

@@ -21,6 +21,7 @@ from torch import Tensor
 from hubert_plugin.data.reader import NUM_RANKS_KEY
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.files import atomic_path
+from hubert_plugin.models.interop.sources import check_no_shard_missing
 from hubert_plugin.ranks import run_on_first
 
 
@@ -30,7 +31,7 @@ def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs, *, keeps_batch: bool =
     Killed in the middle and called again, it does the rest. The files of the ranks that wrote it stay as they are.
 
     :param keeps_batch: Whether the batch of an update does not depend on the number of ranks.
-    :raises CheckpointError: The model is sharded over another number of ranks.
+    :raises CheckpointError: The model is sharded over another number of ranks, or lacks shards.
     """
     # Refused by all ranks, so that none waits for another.
     _check_shards(step_dir, gangs.sdp.size)
@@ -39,6 +40,8 @@ def fit_checkpoint_to_ranks(step_dir: Path, gangs: Gangs, *, keeps_batch: bool =
 
 
 def _check_shards(step_dir: Path, num_processes: int) -> None:
+    check_no_shard_missing(step_dir)
+
     num_shards = len(list((step_dir / "model").rglob("sdp_*.pt")))
 
     if num_shards == num_processes:

@@ -14,7 +14,7 @@ from fairseq2.utils.structured import StructureError, ValueConverter
 from fairseq2.utils.yaml import YamlError, YamlLoader
 from torch import Tensor, device
 
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, format_problems
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY, HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HUBERT_CTC_FAMILY, HubertCtcConfig
 from hubert_plugin.models.interop.keys import AnyConfig
@@ -187,10 +187,34 @@ def _read_run(folder: Path, step: Step) -> Recognised:
     if not files:
         raise CheckpointError(f"'{step_dir / 'model'}' must hold the model, but no '.pt' file was found in it.")
 
+    check_no_shard_missing(step_dir)
+
     if len(files) == 1:
         return Recognised(files[0], "fairseq2", config, read_checkpoint(files[0]), states_normalization=True)
 
     return Recognised(step_dir, "fairseq2", config, _join_shards(step_dir / "model"), states_normalization=True)
+
+
+def check_no_shard_missing(step_dir: Path) -> None:
+    """Check that all shards of a model are there, by those of the optimizer's state, which is cut alike.
+
+    Of a checkpoint without the optimizer's state nothing is known.
+
+    :param step_dir: The ``step_N`` folder of a run.
+    :raises CheckpointError: Shards are missing; names them.
+    """
+    optimizer = step_dir / "optimizer"
+
+    shards = sorted(p.relative_to(optimizer) for p in optimizer.rglob("sdp_*.pt"))
+
+    if missing := [p for p in shards if not (step_dir / "model" / p).is_file()]:
+        raise CheckpointError(
+            format_problems(
+                f"The model in '{step_dir}' lacks {len(missing)} of the {len(shards)} shards that its optimizer's "
+                "state has. Bring them back, or use another step:",
+                [f"'{step_dir / 'model' / p}' is missing" for p in missing],
+            )
+        )
 
 
 def _join_shards(folder: Path) -> dict[str, Tensor]:
