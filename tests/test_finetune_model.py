@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from fairseq2.gang import create_fake_gangs
 from fairseq2.recipe.config import ModelSection
 from fairseq2.runtime.dependency import get_dependency_resolver
 
+from hubert_plugin import load_hubert
 from hubert_plugin.errors import CheckpointError, ConfigError
 from hubert_plugin.models.export import export_hubert
 from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
@@ -66,6 +68,20 @@ class TestLayerWeights:
         for format in ("huggingface", "torchaudio", "fairseq"):
             with pytest.raises(CheckpointError, match="no place for a weighted sum of layers"):
                 export_hubert(small_model(layer_pooling="weighted"), tmp_path / format, format=format)
+
+    def test_what_a_refused_export_advises_can_be_done(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "probe", small_model(layer_pooling="weighted"))
+
+        with pytest.raises(CheckpointError) as info:
+            export_hubert(tmp_path / "probe", tmp_path / "out.pt", format="fairseq")
+
+        (advice,) = re.findall("`(export_hubert.*?)`", str(info.value))
+
+        advice = advice.replace("MODEL", str(tmp_path / "probe")).replace("TARGET", str(tmp_path / "out.pt"))
+
+        eval(advice, {"export_hubert": export_hubert, "load_hubert": load_hubert})
+
+        assert (tmp_path / "out.pt").is_file()
 
     def test_output_layer_that_is_kept_keeps_them(self, tmp_path: Path) -> None:
         probe = small_model(layer_pooling="weighted").eval()

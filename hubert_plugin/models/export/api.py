@@ -145,7 +145,8 @@ def export_loaded(
     if isinstance(config, HubertCtcConfig) and config.layer_pooling != "last":
         raise CheckpointError(
             f"The format '{format}' has no place for a weighted sum of layers, which this recogniser reads "
-            "(`layer_pooling: weighted`, a probe). Export its encoder alone, or fine-tune without it."
+            "(`layer_pooling: weighted`, a probe). In Python its encoder alone can be exported: "
+            f"`export_hubert(load_hubert('MODEL'), 'TARGET', format='{format}')`, both from `hubert_plugin`."
         )
 
     if isinstance(config, HubertConfig) and config.heads:
