@@ -22,12 +22,12 @@ from fairseq2.utils.progress import ProgressReporter
 from numpy.typing import NDArray
 
 from hubert_plugin.errors import UnitModelError
+from hubert_plugin.ranks import raise_together
 from hubert_plugin.registry import Features, LabelSetSpec
 from hubert_plugin.units.collective import Ranks
 from hubert_plugin.units.estimator import SAMPLE_FRAMES, ClusteringConfig, create_estimator
 from hubert_plugin.units.fit import FitReport, FrameSample, UnitModelFitter, sample_frames, shuffled_frames
 from hubert_plugin.units.nearest import NearestCentroid
-from hubert_plugin.units.ranks import raise_together
 from hubert_plugin.units.stream import FeatureStream
 from hubert_plugin.units.threads import Workers
 
