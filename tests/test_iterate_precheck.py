@@ -135,6 +135,31 @@ def test_a_measure_has_what_it_needs_where_it_is_named(tmp_path: Path) -> None:
     assert "item files" in problem
 
 
+def test_view_consistency_that_is_switched_off_and_would_be_needed_is_named(tmp_path: Path) -> None:
+    off = {"analyze": {"criterion": False}}
+
+    (problem,) = measures(tmp_path, "unsupervised", options=off)
+
+    assert problem == (
+        "round2 / choice: `choice.measure` is unsupervised, for which round1/analyze must measure view consistency, "
+        "but `criterion` of `analyze` is false: leave it out, or name the layer (`rounds[1].features.layer`)."
+    )
+
+    (problem,) = measures(tmp_path, "auto", options=off)
+
+    assert "false and there are neither phone times nor item files: leave it out" in problem
+
+    demo = {"manifest_dir": None, "demo": {}}
+
+    assert len(measures(tmp_path, "unsupervised", options=off, dataset=demo)) == 1
+    assert measures(tmp_path, "auto", options=off, dataset=demo) == []
+    assert measures(tmp_path, "auto", options=off, rounds=rounds(3)) == []  # nothing is chosen
+
+    (tmp_path / "data/valid.phoneme.item").touch()
+
+    assert measures(tmp_path, "auto", options=off) == []
+
+
 def finetune(folder: Path, **config: Any) -> dict[str, Any]:
     """Two rounds, of which the second has a probe."""
     made = two_rounds(write_manifests(folder / "data"))

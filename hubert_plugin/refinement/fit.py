@@ -6,13 +6,13 @@ Verbs find such things when they open a model or a corpus: in a refinement, afte
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hubert_plugin.data.manifest import read_manifest
 from hubert_plugin.data.transcripts import TranscriptConfig, read_transcripts
 from hubert_plugin.errors import HubertError
-from hubert_plugin.refinement.config import HUBERT_LAYER
+from hubert_plugin.refinement.config import AUTO, HUBERT_LAYER
 from hubert_plugin.refinement.overview import round_shape
 from hubert_plugin.refinement.plan import BESIDE_MANIFEST, needs_choice
 from hubert_plugin.refinement.settings import flatten, merge, structure
@@ -77,7 +77,8 @@ def layer_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
 
 
 def measure_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
-    """Say for which rounds `choice.measure` asks for phone times or item files that there are none of.
+    """Say for which rounds `choice.measure` asks for phone times or item files that there are none of, or for view
+    consistency, which the options of `analyze` switch off.
 
     :param refused: The steps whose options are refused by their verbs.
     """
@@ -85,25 +86,33 @@ def measure_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
 
     measure = config.choice.measure
 
-    if measure not in _NEEDED or config.dataset.demo is not None:
-        return []
-
-    what, key, option, ending = _NEEDED[measure]
-
     problems: list[str] = []
 
     for idx in range(len(config.rounds)):
         if not needs_choice(config, idx) or (source := choice_source(config, idx)) in refused:
             continue
 
-        if flatten(shop.steps[source].make(shop).options).get(key) or _are_beside(shop, ending):
-            continue
+        where, layer = f"{config.round_name(idx)} / choice", f"name the layer (`rounds[{idx}].features.layer`)"
 
-        problems.append(
-            f"{config.round_name(idx)} / choice: `choice.measure` is {measure}, for which {source} needs {what}, but "
-            f"there are none: name them with `{option}`, or set `choice.measure` to auto, or name the layer "
-            f"(`rounds[{idx}].features.layer`)."
-        )
+        options = flatten(shop.steps[source].make(shop).options)
+
+        if measure in _NEEDED and not _can_measure(shop, measure, options):
+            what, _, option, _ = _NEEDED[measure]
+
+            problems.append(
+                f"{where}: `choice.measure` is {measure}, for which {source} needs {what}, but there are none: name "
+                f"them with `{option}`, or set `choice.measure` to auto, or {layer}."
+            )
+        elif measure not in _NEEDED and options.get("criterion") is False:
+            if measure == AUTO and any(_can_measure(shop, m, options) for m in _NEEDED):
+                continue
+
+            others = f" and there are neither {' nor '.join(n[0] for n in _NEEDED.values())}" if measure == AUTO else ""
+
+            problems.append(
+                f"{where}: `choice.measure` is {measure}, for which {source} must measure view consistency, but "
+                f"`criterion` of `analyze` is false{others}: leave it out, or {layer}."
+            )
 
     return problems
 
@@ -132,6 +141,14 @@ def _num_layers(shop: Workshop, idx: int, refused: Collection[str]) -> int | Non
     shape = round_shape(shop, idx)
 
     return None if shape is None else shape.num_layers
+
+
+def _can_measure(shop: Workshop, measure: str, options: Mapping[str, object]) -> bool:
+    """Return whether there is what a measure needs."""
+    _, key, _, ending = _NEEDED[measure]
+
+    # The demo corpus has both.
+    return shop.config.dataset.demo is not None or bool(options.get(key)) or _are_beside(shop, ending)
 
 
 def _are_beside(shop: Workshop, ending: str) -> bool:
