@@ -10,7 +10,7 @@ import pytest
 from refinement import Refinement, two_rounds, write_manifests
 
 from hubert_plugin.recipes.hubert.iterate.config import HubertIterateConfig
-from hubert_plugin.refinement.fit import layer_problems, measure_problems, transcript_problems
+from hubert_plugin.refinement.fit import head_problems, layer_problems, measure_problems, transcript_problems
 from hubert_plugin.refinement.load import load_config
 from hubert_plugin.refinement.settings import dump_yaml
 from hubert_plugin.refinement.store import open_workshop
@@ -81,6 +81,48 @@ def test_a_choice_from_layers_that_will_not_be_measured_is_named(tmp_path: Path)
     assert "of which 1, 2 will be measured" in problem
 
     assert "`layers` holds 8, but the model of round1" in layers(tmp_path, options={"analyze": {"layers": [1, 8]}})[0]
+
+
+def heads(folder: Path, sizes: list[int] | None = None, **model: Any) -> list[str]:
+    """What is said of a second round with these overrides of its model, and label sets of these sizes."""
+    config = two_rounds(write_manifests(folder / "data"))
+
+    units = {"name": "hierarchy", "config": {"num_clusters": sizes or [32, 16, 8]}}
+
+    config["rounds"][1] = {"units": units, "pretrain": {"config": {"model": model}}}
+
+    return head_problems(workshop(folder, config), ())
+
+
+def test_heads_that_read_layers_which_the_model_will_not_have_are_named(tmp_path: Path) -> None:
+    def named(*layers: int | None) -> list[str]:
+        described = [{"label_set": f"km{k}", "layer": n} for k, n in zip((32, 16, 8), layers, strict=True)]
+
+        return heads(tmp_path, config_overrides={"num_layers": 3, "heads": described})
+
+    (problem,) = named(3, 9, None)
+
+    assert problem == (
+        "round2 / pretrain: `model.config_overrides.heads[1].layer` is 9, but the model has 3 layers: name one from 1 "
+        "to 3."
+    )
+
+    assert len(named(0, 1, 4)) == 2
+    assert named(3, 2, None) == []
+
+
+def test_more_dropped_heads_than_there_are_label_sets_are_named(tmp_path: Path) -> None:
+    (problem,) = heads(tmp_path, config_overrides={"num_dropped_heads": 3})
+
+    assert problem.startswith("round2 / pretrain: `num_dropped_heads` is 3, but must be at least 0 and below")
+    assert "of the label sets, 3 (km32, km16, km8)" in problem
+
+    assert heads(tmp_path, config_overrides={"num_dropped_heads": 2}) == []
+
+    # The architecture's own.
+    assert heads(tmp_path, arch="ms_hubert_base") == []
+    assert "is 2, but" in heads(tmp_path, [32, 16], arch="ms_hubert_base")[0]
+    assert heads(tmp_path, [32, 16], arch="ms_hubert_base", config_overrides={"num_dropped_heads": 1}) == []
 
 
 def measures(folder: Path, measure: str, **changes: Any) -> list[str]:

@@ -23,7 +23,7 @@ from hubert_plugin.data.manifest import Manifest, read_manifest
 from hubert_plugin.errors import HubertError, format_problems
 from hubert_plugin.refinement.config import RefinementConfig
 from hubert_plugin.refinement.demo import find_demo
-from hubert_plugin.refinement.fit import layer_problems, measure_problems, transcript_problems
+from hubert_plugin.refinement.fit import head_problems, layer_problems, measure_problems, transcript_problems
 from hubert_plugin.refinement.settings import structure
 from hubert_plugin.refinement.steps import Step, Work, command_line
 from hubert_plugin.refinement.store import open_workshop
@@ -66,6 +66,8 @@ def check_commands(config: RefinementConfig, out: Path) -> int:
     problems += _times_problems(shop)
 
     problems += layer_problems(shop, refused)
+
+    problems += head_problems(shop, refused)
 
     problems += measure_problems(shop, refused)
 

@@ -56,6 +56,9 @@ class Shape:
     views: int = 1
     """How often the Transformer computes an utterance in training."""
 
+    num_dropped_heads: int = 0
+    """How many heads take no part in an update. Heads cost next to nothing; but options must fit it (``fit.py``)."""
+
     def forward_flops(self, num_layers: int | None = None, *, views: int = 1) -> float:
         """Return the operations for a second of audio, up to a layer."""
         parts = count_encoder_flops(self, int(_SECONDS * 16_000), num_layers)
@@ -106,7 +109,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "base": Shape(),
     "large": _LARGE,
     "xlarge": replace(_LARGE, model_dim=1280, num_layers=48, ffn_dim=5120, final_dim=1024),
-    "ms_hubert_base": Shape(views=2),
+    "ms_hubert_base": Shape(views=2, num_dropped_heads=2),
 }
 """The shapes of the architectures that this package registers."""
 
@@ -126,6 +129,9 @@ class Training:
     """Audio of an update over all ranks."""
 
     num_checkpoints: int
+
+    heads: Sequence[Mapping[str, Any]] = ()
+    """The target heads that are described (``model.config_overrides.heads``)."""
 
     def flops(self) -> float | None:
         """Return the operations of all updates."""
@@ -171,9 +177,9 @@ def read_training(preset: Path | None, options: Mapping[str, Any], num_ranks: in
 
     shape = SHAPES.get(arch)
 
-    if shape is not None:
-        changes = values["model"].get("config_overrides") or {}
+    changes = values["model"].get("config_overrides") or {}
 
+    if shape is not None:
         known = {k: v for k, v in changes.items() if k in Shape.__dataclass_fields__ and v is not None}
 
         if isinstance(swap := changes.get("swap"), bool):
@@ -194,7 +200,11 @@ def read_training(preset: Path | None, options: Mapping[str, Any], num_ranks: in
 
     kept = (regime.get("keep_last_n_checkpoints") or 0) + (regime.get("keep_best_n_checkpoints") or 0)
 
-    return Training(arch, shape, int(regime["num_steps"]), float(update), max(1, kept))
+    described = changes.get("heads")
+
+    heads = [h for h in described if isinstance(h, Mapping)] if isinstance(described, list) else []
+
+    return Training(arch, shape, int(regime["num_steps"]), float(update), max(1, kept), heads)
 
 
 def default_tflops() -> tuple[float, str]:

@@ -13,7 +13,7 @@ from hubert_plugin.data.manifest import read_manifest
 from hubert_plugin.data.transcripts import TranscriptConfig, read_transcripts
 from hubert_plugin.errors import HubertError
 from hubert_plugin.refinement.config import AUTO, HUBERT_LAYER
-from hubert_plugin.refinement.overview import round_shape
+from hubert_plugin.refinement.overview import round_shape, training_of
 from hubert_plugin.refinement.plan import BESIDE_MANIFEST, needs_choice
 from hubert_plugin.refinement.settings import flatten, merge, structure
 from hubert_plugin.refinement.steps import Step
@@ -72,6 +72,47 @@ def layer_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
                     f"{where} / choice: `choice.layers` allows {_join(allowed) or 'none'}, but {model}, of which "
                     f"{_join(layers) or 'none'} will be measured: name some of these."
                 )
+
+    return problems
+
+
+def head_problems(shop: Workshop, refused: Collection[str]) -> list[str]:
+    """Say which target heads do not fit the models of their rounds, or the label sets.
+
+    :param refused: The steps whose options are refused by their verbs.
+    """
+    problems: list[str] = []
+
+    for idx in range(len(shop.config.rounds)):
+        if (last := _num_layers(shop, idx, refused)) is None:
+            continue
+
+        step = shop.steps[f"{shop.config.round_name(idx)}/pretrain"]
+
+        work = step.make(shop)
+
+        training = training_of(shop, idx, work, 1)
+
+        for nr, head in enumerate(training.heads):
+            layer = head.get("layer")
+
+            if isinstance(layer, int) and not 1 <= layer <= last:
+                problems.append(
+                    f"{step.title}: `model.config_overrides.heads[{nr}].layer` is {layer}, but the model has {last} "
+                    f"layers: name one from 1 to {last}."
+                )
+
+        names = work.options["dataset.labels"]
+
+        dropped = 0 if training.shape is None else training.shape.num_dropped_heads
+
+        # An ellipsis stands for names that only the fitted units tell.
+        if isinstance(names, list) and "…" not in names and not 0 <= dropped < len(names):
+            problems.append(
+                f"{step.title}: `num_dropped_heads` is {dropped}, but must be at least 0 and below the number of "
+                f"heads, that of the label sets, {len(names)} ({', '.join(map(str, names))}): set "
+                "`model.config_overrides.num_dropped_heads`, or have more label sets."
+            )
 
     return problems
 

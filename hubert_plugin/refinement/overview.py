@@ -236,7 +236,7 @@ def _estimate(planned: PlannedStep, shop: Workshop, work: Work, plan: Plan, reco
     train, valid, speed = plan.train_seconds, plan.valid_seconds, plan.tflops * 1e12
 
     if verb == "pretrain":
-        training = _training(shop, idx, work, plan.num_ranks)
+        training = training_of(shop, idx, work, plan.num_ranks)
 
         planned.flops, planned.size_bytes = training.flops(), training.size_bytes()
 
@@ -305,7 +305,8 @@ def _add_reading(
         planned.seconds = planned.flops / plan.tflops / 1e12 / share
 
 
-def _training(shop: Workshop, idx: int, work: Work, num_ranks: int) -> Training:
+def training_of(shop: Workshop, idx: int, work: Work, num_ranks: int) -> Training:
+    """Return what the options of a round's training say."""
     presets = verb_presets("pretrain") or {}
 
     return read_training(presets.get(work.preset or ""), work.options, num_ranks)
@@ -335,7 +336,7 @@ def round_shape(shop: Workshop, idx: int) -> Shape | None:
     """Return the shape of the model that a round trains; ``None`` if it is of another package's architecture."""
     step = shop.steps[f"{shop.config.round_name(idx)}/pretrain"]
 
-    return _training(shop, idx, step.make(shop), 1).shape
+    return training_of(shop, idx, step.make(shop), 1).shape
 
 
 def _guess_shape(model: str) -> Shape | None:
