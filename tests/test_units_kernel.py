@@ -15,6 +15,7 @@ from kernel_problems import KERNELS, Kernel, assign, exact_scores, load, load_fo
 from hubert_plugin.units.byte_kernel import ByteKernel
 from hubert_plugin.units.kernel import FloatKernel
 from hubert_plugin.units.nearest import NearestCentroid
+from hubert_plugin.units.word_kernel import WordKernel
 
 PROBLEMS = (
     st.integers(1, 150),
@@ -65,10 +66,12 @@ def test_older_processors_have_fewer_lanes_and_sum_bytes_in_16_bits() -> None:
     assert library.together > 1
 
 
-@pytest.mark.parametrize("target", ["native", "haswell"])
-@pytest.mark.parametrize("num_alike", [32, 1_024])
-def test_candidates_are_found_wherever_they_stand_among_many(target: str, num_alike: int) -> None:
-    """Those of a frame are kept in words of 32 bits, and the words that hold some in a word of 32 bits, too."""
+@pytest.mark.parametrize(("cls", "target"), [(ByteKernel, "native"), (ByteKernel, "haswell"), (WordKernel, "haswell")])
+@pytest.mark.parametrize("num_alike", [16, 32, 256, 1_024])
+def test_candidates_are_found_wherever_they_stand_among_many(
+    cls: type[ByteKernel | WordKernel], target: str, num_alike: int
+) -> None:
+    """Those of a frame are kept in words of 32 or 16 bits, and the words that hold some in a word of as many, too."""
     rng = np.random.default_rng(0)
 
     # Bytes cannot tell apart what is a multiple of `num_alike` away.
@@ -81,7 +84,7 @@ def test_candidates_are_found_wherever_they_stand_among_many(target: str, num_al
     expected = np.arange(len(c))
     expected[1_030] = 40
 
-    k = ByteKernel(load(target), c)
+    k = cls(load(target), c)
 
     out = np.empty(len(c), np.int64)
 

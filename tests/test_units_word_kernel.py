@@ -85,29 +85,6 @@ def test_frames_that_no_byte_holds_are_scored_exactly_and_others_are_not() -> No
     np.testing.assert_array_equal(out, exact_scores(x, c).argmin(axis=1))
 
 
-@pytest.mark.parametrize("num_alike", [16, 256, 1_024])
-def test_candidates_are_found_wherever_they_stand_among_many(num_alike: int) -> None:
-    """Those of a frame are kept in words of 16 bits, and the words that hold some in a word of 16 bits, too."""
-    rng = np.random.default_rng(0)
-
-    c = rng.standard_normal((num_alike, 16)).astype(np.float32)[np.arange(2_100) % num_alike]
-    c += 1e-3 * rng.standard_normal(c.shape).astype(np.float32)
-
-    # The first of two that are the same, whose words are met in the other order.
-    c[1_030] = c[40]
-
-    expected = np.arange(len(c))
-    expected[1_030] = 40
-
-    k = WordKernel(load("haswell"), c)
-
-    out = np.empty(len(c), np.int64)
-
-    assert k(c, out) >= len(c) * (len(c) // num_alike)
-
-    np.testing.assert_array_equal(out, expected)
-
-
 def test_features_that_repeat_each_other_do_no_harm() -> None:
     rng = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_plugin.registry import Features
-from hubert_plugin.units.kernel_layout import ExactCentroids, half_norms, max_norm, pack, pad
+from hubert_plugin.units.kernel_layout import ExactCentroids, call_in_room, half_norms, max_norm, pack, pad
 
 if TYPE_CHECKING:
     from hubert_plugin.units.kernel import NearestLibrary
@@ -99,19 +99,8 @@ class ByteKernel:
         self._room_size: int = library.num_room_bytes(dim, self._struct.num_groups)
 
     def __call__(self, frames: Features, out: NDArray[np.int64]) -> int:
-        """Write the nearest centroids to ``out``; the first of equally near ones.
-
-        :param frames: *Shape:* (M, D), contiguous.
-        :param out: *Shape:* (M,), contiguous.
-        :returns: How many scores the bytes left to be computed again.
-        """
-        room = np.empty(self._room_size, np.uint8)
-
-        again: int = self._library.nearest_bytes(
-            frames.ctypes.data, *frames.shape, self._struct, room.ctypes.data, out.ctypes.data
-        )
-
-        return again
+        """Write the nearest centroids to ``out``: see :func:`~hubert_plugin.units.kernel_layout.call_in_room`."""
+        return call_in_room(self._library.nearest_bytes, self._struct, self._room_size, frames, out)
 
 
 def _plan_sums(centred: NDArray[np.float64], library: NearestLibrary) -> tuple[int, int]:

@@ -51,29 +51,26 @@ class NearestLibrary:
         self.together: int = byte_library.together()
         """How many quads are summed in 16 bits, at most; 0 if 32 bits are there for all."""
 
-        self.nearest_bytes: Any = byte_library.nearest_bytes
+        def declare(name: str, *argtypes: Any) -> Any:
+            function = getattr(byte_library, name)
 
-        self.nearest_bytes.argtypes = [c_void_p, c_int64, c_int64, POINTER(ByteCentroids), c_void_p, c_void_p]
-        self.nearest_bytes.restype = c_int64
+            function.argtypes, function.restype = argtypes, c_int64
 
-        self.num_room_bytes: Any = byte_library.num_room_bytes
+            return function
 
-        self.num_room_bytes.argtypes = [c_int64, c_int64]
-        self.num_room_bytes.restype = c_int64
+        frames_of = (c_void_p, c_int64, c_int64)
+
+        self.nearest_bytes = declare("nearest_bytes", *frames_of, POINTER(ByteCentroids), c_void_p, c_void_p)
+
+        self.num_room_bytes = declare("num_room_bytes", c_int64, c_int64)
 
         self.word_dim: int = byte_library.word_dim()
         """How many features frames may have for sums of 16 bits throughout; 0 if 32 bits are there for all."""
 
         if self.word_dim > 0:
-            self.nearest_words: Any = byte_library.nearest_words
+            self.nearest_words = declare("nearest_words", *frames_of, POINTER(WordCentroids), c_void_p, c_void_p)
 
-            self.nearest_words.argtypes = [c_void_p, c_int64, c_int64, POINTER(WordCentroids), c_void_p, c_void_p]
-            self.nearest_words.restype = c_int64
-
-            self.num_word_room_bytes: Any = byte_library.num_word_room_bytes
-
-            self.num_word_room_bytes.argtypes = [c_int64, c_int64]
-            self.num_word_room_bytes.restype = c_int64
+            self.num_word_room_bytes = declare("num_word_room_bytes", c_int64, c_int64)
 
     def bytes_pay(self, num_centroids: int, dim: int) -> bool:
         """Return whether products of bytes are faster than those of float32. They take a quarter of the time, but

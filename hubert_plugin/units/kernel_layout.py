@@ -1,4 +1,4 @@
-"""How centroids are laid out for the kernels in C."""
+"""How centroids are laid out for the kernels in C, and what these are called with."""
 
 from __future__ import annotations
 
@@ -70,3 +70,18 @@ def half_norms(centroids: NDArray[Any]) -> NDArray[np.float32]:
 def max_norm(vectors: NDArray[np.float64]) -> float:
     # Rounded up: bounds are not to be missed by the last digit.
     return float(np.linalg.norm(vectors, axis=1).max() * (1.0 + 1e-6))
+
+
+def call_in_room(function: Any, centroids: Structure, room_size: int, frames: Features, out: NDArray[np.int64]) -> int:
+    """Call a kernel of bytes, which writes the nearest centroids to ``out``; the first of equally near ones.
+
+    :param room_size: How many bytes it needs to compute in.
+    :param frames: *Shape:* (M, D), contiguous.
+    :param out: *Shape:* (M,), contiguous.
+    :returns: How many scores the bytes left to be computed again.
+    """
+    room = np.empty(room_size, np.uint8)
+
+    again: int = function(frames.ctypes.data, *frames.shape, centroids, room.ctypes.data, out.ctypes.data)
+
+    return again
