@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from io import StringIO
 from itertools import groupby
 from math import log2
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from builders import one_thread  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from hubert_plugin import frames, load_hubert
+from hubert_plugin.analysis.abx import AbxScore
 from hubert_plugin.analysis.alignments import Alignment
 from hubert_plugin.analysis.joint import JointTable
 from hubert_plugin.analysis.layers import QUICK_KMEANS, Utterances, layer_quality
@@ -174,6 +177,16 @@ def test_sweep_tells_spaces_that_know_phones_from_others() -> None:
 
     assert plain["pnmi"] == pytest.approx(1.0)
     assert len(plain["trials"]) == 3
+
+
+def test_names_in_brackets_are_shown_as_they_are() -> None:
+    """Those of item files can be anything; rich takes brackets for markup."""
+    console = Console(width=120, record=True, file=StringIO())
+
+    for table in AnalysisReport({}, abx={"L1": {"[/x] within": AbxScore(0.25, 1, 2, 3)}}).tables():
+        console.print(table)
+
+    assert "[/x] within" in console.export_text()
 
 
 def test_more_clusters_than_frames_are_told() -> None:
