@@ -85,7 +85,7 @@ def test_without_it_numpy_finds_the_same(why: str, anew: pytest.MonkeyPatch, tmp
 
 @pytest.mark.parametrize("name, right, wrong", [
     ("SOURCE", "sums[g][p] -= feature", "sums[g][p] += feature"),
-    ("BYTE_SOURCE", "+ best[v];", "- best[v];"),
+    ("BYTE_SOURCE", "limit[i] += 2.0f", "limit[i] -= 2.0f"),
 ])  # fmt: skip
 def test_what_computes_wrongly_is_not_used(
     name: str, right: str, wrong: str, anew: pytest.MonkeyPatch, tmp_path: Path

@@ -26,6 +26,25 @@ _MIN_LEVELS: Final = 40
 nothing over 56 any more (768 features, 500 centroids)."""
 
 
+_MAX_LEVELS: Final = 4
+
+_FIRST_SHARES: Final = (0.25, 0.375, 0.5, 0.625)
+"""Which shares of the features are tried as those that exclude centroids before the others are looked at."""
+
+_MIN_FIRST_DIM: Final = 128
+"""With fewer features, all products take less time than what a part of them leaves to be done."""
+
+
+class FirstQuads(Structure):
+    """``first_quads`` of ``nearest_bytes.c``."""
+
+    _fields_: Final = [  # type: ignore[misc]
+        ("num_quads", c_int64),
+        ("offsets", c_void_p),
+        ("rest_norms", c_void_p),
+    ]
+
+
 class ByteCentroids(Structure):
     """``byte_centroids`` of ``nearest_bytes.c``."""
 
@@ -34,6 +53,8 @@ class ByteCentroids(Structure):
         ("num_groups", c_int64),
         ("num_together", c_int64),
         ("bytes", c_void_p),
+        ("rows", c_void_p),
+        ("places", c_void_p),
         ("offsets", c_void_p),
         ("half_norms", c_void_p),
         ("exact", ExactCentroids),
@@ -42,6 +63,8 @@ class ByteCentroids(Structure):
         ("max_bytes_norm", c_float),
         ("max_rest", c_float),
         ("part", c_float),
+        ("num_levels", c_int64),
+        ("levels", FirstQuads * _MAX_LEVELS),
     ]
 
 
@@ -68,20 +91,32 @@ class ByteKernel:
 
         centred = centroids.astype(np.float64) - mean
 
-        num_together, num_levels = _plan_sums(centred, library)
+        num_row_quads: int = library.num_row_quads(dim)
 
-        step = np.float32(max(float(np.abs(centred).max()), 1e-30) / num_levels)
+        shares = _FIRST_SHARES if library.has_first and dim >= _MIN_FIRST_DIM else ()
 
-        whole = np.rint(centred / step).clip(-num_levels, num_levels)
+        order = _order_quads(centred) if shares else np.arange(-(-dim // 4))
 
-        padded = pad(_quads(whole, np.int8), library.group)  # (K, Q, 4)
+        num_together, num_steps = _plan_sums(centred, order, library)
+
+        step = np.float32(max(float(np.abs(centred).max()), 1e-30) / num_steps)
+
+        whole = np.rint(centred / step).clip(-num_steps, num_steps)
+
+        quads = _quads(whole, np.int8)  # (K, Q, 4)
+
+        padded = pad(quads[:, order], library.group)
 
         # Kept here for as long as they are pointed to.
         self._arrays: dict[str, NDArray[Any]] = {
             "bytes": pack(padded, library.group),
-            "offsets": padded.sum(axis=(1, 2), dtype=np.int32) * np.int32(-library.zero),
+            "rows": np.pad(quads, ((0, 0), (0, num_row_quads - len(order)), (0, 0))),
+            "places": np.concatenate([np.argsort(order), np.arange(len(order), num_row_quads)]).astype(np.int32),
+            "offsets": _offsets(padded, library.zero),
             "half_norms": pad(half_norms(centred), library.group, np.inf),
         }
+
+        self._firsts = [_FirstPart(padded, max(1, round(s * len(order))), library.zero) for s in shares]
 
         self._struct = ByteCentroids(
             num_centroids=num_centroids,
@@ -92,6 +127,8 @@ class ByteKernel:
             max_bytes_norm=max_norm(whole * np.float64(step)),
             max_rest=max_norm(centred - whole * np.float64(step)),
             part=part,
+            num_levels=len(self._firsts),
+            levels=tuple(f.struct for f in self._firsts),
             exact=self._exact,
             **{name: array.ctypes.data for name, array in self._arrays.items()},
         )
@@ -103,17 +140,48 @@ class ByteKernel:
         return call_in_room(self._library.nearest_bytes, self._struct, self._room_size, frames, out)
 
 
-def _plan_sums(centred: NDArray[np.float64], library: NearestLibrary) -> tuple[int, int]:
+class _FirstPart:
+    """Some quads of centroids, the first ones, and what is kept of the others."""
+
+    def __init__(self, quads: NDArray[np.int8], num_first: int, zero: int) -> None:
+        """:param quads: *Shape:* (K, Q, 4)."""
+        rests = quads[:, num_first:].reshape(len(quads), -1).astype(np.float64)
+
+        self._offsets = _offsets(quads[:, :num_first], zero)
+
+        # Rounded up, as in `max_norm`.
+        self._rest_norms = (np.linalg.norm(rests, axis=1) * (1.0 + 1e-6)).astype(np.float32)
+
+        self.struct = FirstQuads(num_first, self._offsets.ctypes.data, self._rest_norms.ctypes.data)
+
+
+def _offsets(quads: NDArray[np.int8], zero: int) -> NDArray[np.int32]:
+    """Return what takes the place of zero out of sums of products. *Shape:* (K, Q, 4), and (K,)."""
+    return quads.sum(axis=(1, 2), dtype=np.int32) * np.int32(-zero)
+
+
+def _order_quads(centred: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the quads of features, those in which centroids differ most first: (Q,).
+
+    :param centred: *Shape:* (K, D).
+    """
+    spread = np.square(_quads(centred, np.float64)).sum(axis=(0, 2))
+
+    return np.argsort(-spread, kind="stable")
+
+
+def _plan_sums(centred: NDArray[np.float64], order: NDArray[np.int64], library: NearestLibrary) -> tuple[int, int]:
     """Return how many quads of products are summed in 16 bits, and to how many steps the largest number is rounded.
 
     Fewer steps let more quads fit; what they leave open is computed again.
 
     :param centred: *Shape:* (K, D).
+    :param order: In which order quads are summed. *Shape:* (Q,).
     """
     if library.together == 0:
         return 0, 127
 
-    quads = _quads(centred / max(float(np.abs(centred).max()), 1e-30), np.float64)
+    quads = _quads(centred / max(float(np.abs(centred).max()), 1e-30), np.float64)[:, order]
 
     # What the bytes of centroids that meet in 16 bits may add up to.
     largest_sum = np.iinfo(np.int16).max // (2 * library.zero - 1)

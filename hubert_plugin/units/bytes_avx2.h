@@ -115,10 +115,11 @@ INLINE __m256i round_to_steps(const float *centred, vec inverse, vec *rests) {
  *
  * x: the frames, which may be one and the same.
  * mean: with zeros from D on, up to a multiple of 16.
+ * places: see `byte_centroids`.
  * centred, rows: room for (8, 4, Q) numbers and (8, Q) quads, Q being a multiple of 16.
  */
-static void round_frames(const float *const *x, int64_t dim, const float *mean, float *centred, int32_t *rows,
-                         int32_t *quads, rounding *out) {
+static void round_frames(const float *const *x, int64_t dim, const float *mean, const int32_t *places, float *centred,
+                         int32_t *rows, int32_t *quads, rounding *out) {
     const int64_t row = (dim + 63) / 64 * 16, whole = dim / 8 * 8;
 
     vec top[LANES], squares[LANES];
@@ -204,76 +205,171 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
 
         turn(tile);
 
-        UNROLL for (int i = 0; i < 8; i++) _mm256_storeu_si256((__m256i *)(quads + (q + i) * BLOCK), tile[i]);
+        UNROLL for (int i = 0; i < 8; i++) _mm256_storeu_si256((__m256i *)(quads + places[q + i] * BLOCK), tile[i]);
     }
 }
 
-/* Scores BLOCK frames with the `group`-th GROUP centroids by products of bytes; `best` holds the lowest so far. Meanwhile
- * Q lines from `ahead` on are fetched. */
-INLINE void score(const int32_t *quads, int64_t num_quads, const byte_centroids *centroids, int64_t group,
-                  const float *unit, const char *ahead, float *scores, vec *best) {
-    const int8_t *c = centroids->bytes + group * num_quads * GROUP * 4;
-    const int32_t *offsets = centroids->offsets + group * GROUP;
-    const float *h = centroids->half_norms + group * GROUP;
-    const int64_t num_together = centroids->num_together;
+/* Adds products of bytes of GROUP centroids with PAIR times 8 frames, and fetches `num_ahead` lines from `ahead` on with
+ * each quad. */
+INLINE void add_products(const int32_t *quads, int64_t num_quads, const int8_t *bytes, int64_t num_together,
+                         const char *ahead, int64_t num_ahead, __m256i (*sums)[PAIR]) {
+    for (int64_t from = 0; from < num_quads; from += num_together) {
+        const int64_t to = from + num_together < num_quads ? from + num_together : num_quads;
+
+        __m256i words[GROUP][PAIR];
+
+        UNROLL for (int g = 0; g < GROUP; g++) {
+            UNROLL for (int p = 0; p < PAIR; p++) words[g][p] = _mm256_setzero_si256();
+        }
+
+        for (int64_t q = from; q < to; q++) {
+            __m256i features[PAIR];
+
+            UNROLL for (int p = 0; p < PAIR; p++)
+                features[p] = _mm256_loadu_si256((const __m256i *)(quads + q * BLOCK + p * LANES));
+
+            UNROLL for (int g = 0; g < GROUP; g++) {
+                int32_t four;
+
+                memcpy(&four, bytes + (q * GROUP + g) * 4, 4);
+
+                const __m256i centroid = _mm256_set1_epi32(four);
+
+                UNROLL for (int p = 0; p < PAIR; p++)
+                    words[g][p] = _mm256_add_epi16(words[g][p], _mm256_maddubs_epi16(features[p], centroid));
+            }
+        }
+
+        for (int64_t line = from * num_ahead; line < to * num_ahead; line++)
+            __builtin_prefetch(ahead + line * LINE, 0, 2);
+
+        UNROLL for (int g = 0; g < GROUP; g++) {
+            UNROLL for (int p = 0; p < PAIR; p++)
+                sums[g][p] = _mm256_add_epi32(sums[g][p], _mm256_madd_epi16(words[g][p], _mm256_set1_epi16(1)));
+        }
+    }
+}
+
+/* Sums the first quads for the g-th GROUP centroids; see `add_products`. */
+INLINE void sum_group(const block *b, const byte_centroids *c, int64_t g, int v, int64_t num_quads,
+                      const int32_t *offsets, __m256i (*sums)[PAIR]) {
+    UNROLL for (int i = 0; i < GROUP; i++) {
+        UNROLL for (int p = 0; p < PAIR; p++) sums[i][p] = _mm256_set1_epi32(offsets[g * GROUP + i]);
+    }
+
+    /* All groups together fetch the lines of the next block. */
+    const int64_t num_lines = 4 * b->dim, num_fetches = num_quads * c->num_groups;
+    const int64_t num_ahead = v == 0 && b->ahead ? (num_lines + num_fetches - 1) / num_fetches : 0;
+    const char *ahead = num_ahead > 0 ? b->ahead + g * num_quads * num_ahead * LINE : NULL;
+
+    add_products(b->quads + v * LANES, num_quads, c->bytes + g * b->num_quads * GROUP * 4, c->num_together, ahead,
+                 num_ahead, sums);
+}
+
+INLINE void score(const block *b, const byte_centroids *c, int64_t g, float *best) {
+    const float *h = c->half_norms + g * GROUP;
+    float *scores = b->scores + g * GROUP * BLOCK;
 
     for (int v = 0; v < VECTORS; v += PAIR) {
         __m256i sums[GROUP][PAIR];
 
-        UNROLL for (int g = 0; g < GROUP; g++) {
-            UNROLL for (int p = 0; p < PAIR; p++) sums[g][p] = _mm256_set1_epi32(offsets[g]);
-        }
+        sum_group(b, c, g, v, b->num_quads, c->offsets, sums);
 
-        for (int64_t from = 0; from < num_quads; from += num_together) {
-            const int64_t to = from + num_together < num_quads ? from + num_together : num_quads;
+        UNROLL for (int p = 0; p < PAIR; p++) {
+            const int at = (v + p) * LANES;
+            const vec unit = _mm256_load_ps(b->unit + at);
 
-            __m256i words[GROUP][PAIR];
+            vec lowest = _mm256_load_ps(best + at);
 
-            UNROLL for (int g = 0; g < GROUP; g++) {
-                UNROLL for (int p = 0; p < PAIR; p++) words[g][p] = _mm256_setzero_si256();
+            UNROLL for (int i = 0; i < GROUP; i++) {
+                const vec value = _mm256_fnmadd_ps(unit, _mm256_cvtepi32_ps(sums[i][p]), _mm256_set1_ps(h[i]));
+
+                _mm256_storeu_ps(scores + i * BLOCK + at, value);
+
+                lowest = _mm256_min_ps(lowest, value);
             }
 
-            for (int64_t q = from; q < to; q++) {
-                __m256i features[PAIR];
-
-                UNROLL for (int p = 0; p < PAIR; p++)
-                    features[p] = _mm256_loadu_si256((const __m256i *)(quads + q * BLOCK + (v + p) * LANES));
-
-                UNROLL for (int g = 0; g < GROUP; g++) {
-                    int32_t four;
-
-                    memcpy(&four, c + (q * GROUP + g) * 4, 4);
-
-                    const __m256i centroid = _mm256_set1_epi32(four);
-
-                    UNROLL for (int p = 0; p < PAIR; p++)
-                        words[g][p] = _mm256_add_epi16(words[g][p], _mm256_maddubs_epi16(features[p], centroid));
-                }
-            }
-
-            if (v == 0) {
-                for (int64_t q = from; q < to; q++) __builtin_prefetch(ahead + q * LINE, 0, 2);
-            }
-
-            UNROLL for (int g = 0; g < GROUP; g++) {
-                UNROLL for (int p = 0; p < PAIR; p++)
-                    sums[g][p] =
-                        _mm256_add_epi32(sums[g][p], _mm256_madd_epi16(words[g][p], _mm256_set1_epi16(1)));
-            }
-        }
-
-        UNROLL for (int g = 0; g < GROUP; g++) {
-            UNROLL for (int p = 0; p < PAIR; p++) {
-                const vec value =
-                    _mm256_fnmadd_ps(_mm256_loadu_ps(unit + (v + p) * LANES), _mm256_cvtepi32_ps(sums[g][p]),
-                                     _mm256_set1_ps(h[g]));
-
-                _mm256_storeu_ps(scores + g * BLOCK + (v + p) * LANES, value);
-
-                best[v + p] = _mm256_min_ps(best[v + p], value);
-            }
+            _mm256_store_ps(best + at, lowest);
         }
     }
+}
+
+/* nearest_first.h can be done. */
+#define HAS_FIRST 1
+
+/* Writes what scores with the g-th GROUP centroids are not below, from some quads; `likely` holds the centroid where it
+ * is lowest so far. */
+INLINE void score_first(const block *b, const byte_centroids *c, int64_t g, const first_quads *first,
+                        const float *rest_norms, float *best, int32_t *likely) {
+    const float *h = c->half_norms + g * GROUP, *rests = first->rest_norms + g * GROUP;
+    float *scores = b->scores + g * GROUP * BLOCK;
+
+    for (int v = 0; v < VECTORS; v += PAIR) {
+        __m256i sums[GROUP][PAIR];
+
+        sum_group(b, c, g, v, first->num_quads, first->offsets, sums);
+
+        UNROLL for (int p = 0; p < PAIR; p++) {
+            const int at = (v + p) * LANES;
+            const vec unit = _mm256_load_ps(b->unit + at), rest_norm = _mm256_load_ps(rest_norms + at);
+
+            vec lowest = _mm256_load_ps(best + at);
+            __m256i lowest_at = _mm256_load_si256((const __m256i *)(likely + at));
+
+            UNROLL for (int i = 0; i < GROUP; i++) {
+                const vec most = _mm256_fmadd_ps(rest_norm, _mm256_set1_ps(rests[i]), _mm256_cvtepi32_ps(sums[i][p]));
+                const vec value = _mm256_fnmadd_ps(unit, most, _mm256_set1_ps(h[i]));
+                const __m256i lower = _mm256_castps_si256(_mm256_cmp_ps(value, lowest, _CMP_LT_OQ));
+
+                _mm256_storeu_ps(scores + i * BLOCK + at, value);
+
+                lowest = _mm256_min_ps(lowest, value);
+                lowest_at = _mm256_blendv_epi8(lowest_at, _mm256_set1_epi32((int32_t)(g * GROUP + i)), lower);
+            }
+
+            _mm256_store_ps(best + at, lowest);
+            _mm256_store_si256((__m256i *)(likely + at), lowest_at);
+        }
+    }
+}
+
+/* Returns the lengths of 8 frames in some of their quads, in steps. */
+INLINE vec norms_of(const int32_t *quads, int64_t from, int64_t to) {
+    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_set1_epi8(ZERO);
+
+    __m256i sum = _mm256_setzero_si256();
+
+    for (int64_t q = from; q < to; q++) {
+        const __m256i bytes = _mm256_loadu_si256((const __m256i *)(quads + q * BLOCK));
+        const __m256i steps = _mm256_abs_epi8(_mm256_sub_epi8(bytes, zero));
+
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(steps, steps), ones));
+    }
+
+    return _mm256_sqrt_ps(_mm256_cvtepi32_ps(sum));
+}
+
+/* Returns the sum of products of two rows of bytes. */
+INLINE int32_t product_bytes(const int32_t *x, const int8_t *c, int64_t num_quads) {
+    const __m256i ones = _mm256_set1_epi16(1);
+
+    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+
+    /* Rows have room for 16 quads more, and those of centroids end with zeros. */
+    for (int64_t q = 0; q < num_quads; q += 16) {
+        UNROLL for (int i = 0; i < 2; i++) {
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(x + q + 8 * i));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(c + 4 * (q + 8 * i)));
+
+            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+        }
+    }
+
+    const __m256i both = _mm256_add_epi32(sums[0], sums[1]);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
 INLINE float product_f32(const float *x, const float *c, int64_t dim) {

@@ -89,10 +89,11 @@ typedef struct {
  *
  * x: the frames, which may be one and the same.
  * mean: with zeros from D on, up to a multiple of 16.
+ * places: see `byte_centroids`.
  * centred, rows: room for (16, 4, Q) numbers and (16, Q) quads, Q being a multiple of 16.
  */
-static void round_frames(const float *const *x, int64_t dim, const float *mean, float *centred, int32_t *rows,
-                         int32_t *quads, rounding *out) {
+static void round_frames(const float *const *x, int64_t dim, const float *mean, const int32_t *places, float *centred,
+                         int32_t *rows, int32_t *quads, rounding *out) {
     const int64_t row = (dim + 63) / 64 * 16, whole = dim / 16 * 16, last = (dim + 15) / 16 * 16;
 
     const __mmask16 tail = (__mmask16)((1u << (dim - whole)) - 1);
@@ -162,52 +163,57 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
 
         turn(tile);
 
-        UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(quads + (q + i) * BLOCK, tile[i]);
+        UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(quads + places[q + i] * BLOCK, tile[i]);
     }
 }
 
-/* Scores BLOCK frames with the `group`-th GROUP centroids by products of bytes; `best` holds the lowest so far. Meanwhile
- * Q lines from `ahead` on are fetched. */
-INLINE void score(const int32_t *quads, int64_t num_quads, const byte_centroids *centroids, int64_t group,
-                  const float *unit, const char *ahead, float *scores, vec *best) {
-    const int8_t *c = centroids->bytes + group * num_quads * GROUP * 4;
-    const int32_t *offsets = centroids->offsets + group * GROUP;
-    const float *h = centroids->half_norms + group * GROUP;
+/* All quads are summed at once: nearest_first.h was not measured here. */
+#define HAS_FIRST 0
+
+INLINE void score(const block *b, const byte_centroids *c, int64_t g, float *best) {
+    const int8_t *bytes = c->bytes + g * b->num_quads * GROUP * 4;
+    const int32_t *offsets = c->offsets + g * GROUP;
+    const float *h = c->half_norms + g * GROUP;
+    float *scores = b->scores + g * GROUP * BLOCK;
+
+    /* Q lines of the next block are fetched meanwhile; of this one, where there is none. */
+    const int64_t line = g * b->num_quads;
+    const char *ahead = b->ahead && line < 4 * b->dim ? b->ahead + line * LINE : (const char *)b->frames;
 
     __m512i sums[GROUP][VECTORS];
 
-    UNROLL for (int g = 0; g < GROUP; g++) {
-        UNROLL for (int v = 0; v < VECTORS; v++) sums[g][v] = _mm512_set1_epi32(offsets[g]);
+    UNROLL for (int i = 0; i < GROUP; i++) {
+        UNROLL for (int v = 0; v < VECTORS; v++) sums[i][v] = _mm512_set1_epi32(offsets[i]);
     }
 
-    for (int64_t q = 0; q < num_quads; q++) {
+    for (int64_t q = 0; q < b->num_quads; q++) {
         __m512i features[VECTORS];
 
         __builtin_prefetch(ahead + q * LINE, 0, 2);
 
-        UNROLL for (int v = 0; v < VECTORS; v++) features[v] = _mm512_loadu_si512(quads + q * BLOCK + v * LANES);
+        UNROLL for (int v = 0; v < VECTORS; v++) features[v] = _mm512_loadu_si512(b->quads + q * BLOCK + v * LANES);
 
-        UNROLL for (int g = 0; g < GROUP; g++) {
+        UNROLL for (int i = 0; i < GROUP; i++) {
             int32_t four;
 
-            memcpy(&four, c + (q * GROUP + g) * 4, 4);
+            memcpy(&four, bytes + (q * GROUP + i) * 4, 4);
 
             const __m512i centroid = _mm512_set1_epi32(four);
 
             UNROLL for (int v = 0; v < VECTORS; v++) {
-                sums[g][v] = _mm512_dpbusd_epi32(sums[g][v], features[v], centroid);
+                sums[i][v] = _mm512_dpbusd_epi32(sums[i][v], features[v], centroid);
             }
         }
     }
 
-    UNROLL for (int g = 0; g < GROUP; g++) {
+    UNROLL for (int i = 0; i < GROUP; i++) {
         UNROLL for (int v = 0; v < VECTORS; v++) {
-            const __m512 value = _mm512_fnmadd_ps(_mm512_loadu_ps(unit + v * LANES), _mm512_cvtepi32_ps(sums[g][v]),
-                                                  _mm512_set1_ps(h[g]));
+            const __m512 value = _mm512_fnmadd_ps(_mm512_load_ps(b->unit + v * LANES), _mm512_cvtepi32_ps(sums[i][v]),
+                                                  _mm512_set1_ps(h[i]));
 
-            _mm512_storeu_ps(scores + g * BLOCK + v * LANES, value);
+            _mm512_storeu_ps(scores + i * BLOCK + v * LANES, value);
 
-            best[v] = _mm512_min_ps(best[v], value);
+            _mm512_store_ps(best + v * LANES, _mm512_min_ps(_mm512_load_ps(best + v * LANES), value));
         }
     }
 }

@@ -51,6 +51,9 @@ class NearestLibrary:
         self.together: int = byte_library.together()
         """How many quads are summed in 16 bits, at most; 0 if 32 bits are there for all."""
 
+        self.has_first: bool = byte_library.has_first() != 0
+        """Whether centroids can be excluded by some of the features."""
+
         def declare(name: str, *argtypes: Any) -> Any:
             function = getattr(byte_library, name)
 
@@ -61,6 +64,8 @@ class NearestLibrary:
         frames_of = (c_void_p, c_int64, c_int64)
 
         self.nearest_bytes = declare("nearest_bytes", *frames_of, POINTER(ByteCentroids), c_void_p, c_void_p)
+
+        self.num_row_quads = declare("num_row_quads", c_int64)
 
         self.num_room_bytes = declare("num_room_bytes", c_int64, c_int64)
 
@@ -111,22 +116,26 @@ def load_nearest_library() -> NearestLibrary | None:
 def _computes_well(library: NearestLibrary) -> bool:
     rng = np.random.default_rng(0)
 
-    c, x = rng.standard_normal((77, 37), np.float32), rng.standard_normal((50, 37), np.float32)
+    # With many features, centroids are excluded by some of them.
+    for dim in (37, 150):
+        c, noise = rng.standard_normal((77, dim), np.float32), rng.standard_normal((300, dim), np.float32)
 
-    expected = np.square(x[:, None].astype(np.float64) - c).sum(axis=2).argmin(axis=1)
+        x = c[rng.integers(0, len(c), len(noise))] + noise
 
-    kernels: list[FloatKernel | ByteKernel | WordKernel] = [FloatKernel(library, c), ByteKernel(library, c)]
+        expected = np.square(x[:, None].astype(np.float64) - c).sum(axis=2).argmin(axis=1)
 
-    if WordKernel.fits(library, c):
-        kernels.append(WordKernel(library, c))
+        kernels: list[FloatKernel | ByteKernel | WordKernel] = [FloatKernel(library, c), ByteKernel(library, c)]
 
-    for kernel in kernels:
-        out = np.empty(len(x), np.int64)
+        if WordKernel.fits(library, c):
+            kernels.append(WordKernel(library, c))
 
-        kernel(x, out)
+        for kernel in kernels:
+            out = np.empty(len(x), np.int64)
 
-        if not np.array_equal(out, expected):
-            return False
+            kernel(x, out)
+
+            if not np.array_equal(out, expected):
+                return False
 
     return True
 

@@ -65,6 +65,11 @@ static void NAMED(find_hits)(const SCORES *scores, int64_t num_centroids, const 
     memcpy(out->several, several, sizeof(several));
 }
 
+/* Returns the only centroid that can be nearest to the frame in the i-th lane; 0 if none is. */
+INLINE int32_t NAMED(only_hit)(const NAMED(hits) * found, int32_t i) {
+    return found->first[i] + (found->any[i] ? __builtin_ctz(found->any[i]) : 0);
+}
+
 /* Lists the centroids that can be nearest to the frame in the i-th lane of a block. */
 static int32_t NAMED(list_hits)(const NAMED(hits) * found, int64_t num_centroids, int32_t i, int32_t *candidates) {
     int32_t count = 0;
