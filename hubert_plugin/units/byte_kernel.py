@@ -42,6 +42,7 @@ class FirstQuads(Structure):
         ("num_quads", c_int64),
         ("offsets", c_void_p),
         ("rest_norms", c_void_p),
+        ("half_rests", c_void_p),
     ]
 
 
@@ -116,7 +117,7 @@ class ByteKernel:
             "half_norms": pad(half_norms(centred), library.group, np.inf),
         }
 
-        self._firsts = [_FirstPart(padded, max(1, round(s * len(order))), library.zero) for s in shares]
+        self._firsts = [_FirstPart(padded, max(1, round(s * len(order))), float(step), library.zero) for s in shares]
 
         self._struct = ByteCentroids(
             num_centroids=num_centroids,
@@ -143,8 +144,11 @@ class ByteKernel:
 class _FirstPart:
     """Some quads of centroids, the first ones, and what is kept of the others."""
 
-    def __init__(self, quads: NDArray[np.int8], num_first: int, zero: int) -> None:
-        """:param quads: *Shape:* (K, Q, 4)."""
+    def __init__(self, quads: NDArray[np.int8], num_first: int, step: float, zero: int) -> None:
+        """
+        :param quads: *Shape:* (K, Q, 4).
+        :param step: What bytes count.
+        """
         rests = quads[:, num_first:].reshape(len(quads), -1).astype(np.float64)
 
         self._offsets = _offsets(quads[:, :num_first], zero)
@@ -152,7 +156,11 @@ class _FirstPart:
         # Rounded up, as in `max_norm`.
         self._rest_norms = (np.linalg.norm(rests, axis=1) * (1.0 + 1e-6)).astype(np.float32)
 
-        self.struct = FirstQuads(num_first, self._offsets.ctypes.data, self._rest_norms.ctypes.data)
+        self._half_rests = (0.5 * np.square(step * rests).sum(axis=1)).astype(np.float32)
+
+        arrays = (self._offsets, self._rest_norms, self._half_rests)
+
+        self.struct = FirstQuads(num_first, *(array.ctypes.data for array in arrays))
 
 
 def _offsets(quads: NDArray[np.int8], zero: int) -> NDArray[np.int32]:

@@ -209,61 +209,57 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
     }
 }
 
-/* Adds products of bytes of GROUP centroids with PAIR times 8 frames, and fetches `num_ahead` lines from `ahead` on with
- * each quad. */
-INLINE void add_products(const int32_t *quads, int64_t num_quads, const int8_t *bytes, int64_t num_together,
-                         const char *ahead, int64_t num_ahead, __m256i (*sums)[PAIR]) {
-    for (int64_t from = 0; from < num_quads; from += num_together) {
-        const int64_t to = from + num_together < num_quads ? from + num_together : num_quads;
+/* Sums products of bytes of the g-th GROUP centroids with PAIR times 8 frames, in the first quads. */
+INLINE void sum_group(const block *b, const byte_centroids *c, int64_t g, int v, int64_t num_quads,
+                      const int32_t *offsets, __m256i (*sums)[PAIR]) {
+    const int32_t *quads = b->quads + v * LANES;
+    const int8_t *bytes = c->bytes + g * b->num_quads * GROUP * 4;
+
+    UNROLL for (int i = 0; i < GROUP; i++) {
+        UNROLL for (int p = 0; p < PAIR; p++) sums[i][p] = _mm256_set1_epi32(offsets[g * GROUP + i]);
+    }
+
+    /* A line of the next block is fetched with each quad: one by one, as many at a time wait for each other. Where there
+     * is none, what is at hand. */
+    const int64_t line = (v / PAIR * c->num_groups + g) * num_quads;
+    const int is_ahead = b->ahead && line + num_quads <= 4 * b->dim;
+    const char *ahead = is_ahead ? b->ahead + line * LINE : (const char *)quads;
+    const int64_t size = is_ahead ? LINE : 0;
+
+    for (int64_t from = 0; from < num_quads; from += c->num_together) {
+        const int64_t to = from + c->num_together < num_quads ? from + c->num_together : num_quads;
 
         __m256i words[GROUP][PAIR];
 
-        UNROLL for (int g = 0; g < GROUP; g++) {
-            UNROLL for (int p = 0; p < PAIR; p++) words[g][p] = _mm256_setzero_si256();
+        UNROLL for (int i = 0; i < GROUP; i++) {
+            UNROLL for (int p = 0; p < PAIR; p++) words[i][p] = _mm256_setzero_si256();
         }
 
         for (int64_t q = from; q < to; q++) {
             __m256i features[PAIR];
 
+            __builtin_prefetch(ahead + q * size, 0, 2);
+
             UNROLL for (int p = 0; p < PAIR; p++)
                 features[p] = _mm256_loadu_si256((const __m256i *)(quads + q * BLOCK + p * LANES));
 
-            UNROLL for (int g = 0; g < GROUP; g++) {
+            UNROLL for (int i = 0; i < GROUP; i++) {
                 int32_t four;
 
-                memcpy(&four, bytes + (q * GROUP + g) * 4, 4);
+                memcpy(&four, bytes + (q * GROUP + i) * 4, 4);
 
                 const __m256i centroid = _mm256_set1_epi32(four);
 
                 UNROLL for (int p = 0; p < PAIR; p++)
-                    words[g][p] = _mm256_add_epi16(words[g][p], _mm256_maddubs_epi16(features[p], centroid));
+                    words[i][p] = _mm256_add_epi16(words[i][p], _mm256_maddubs_epi16(features[p], centroid));
             }
         }
 
-        for (int64_t line = from * num_ahead; line < to * num_ahead; line++)
-            __builtin_prefetch(ahead + line * LINE, 0, 2);
-
-        UNROLL for (int g = 0; g < GROUP; g++) {
+        UNROLL for (int i = 0; i < GROUP; i++) {
             UNROLL for (int p = 0; p < PAIR; p++)
-                sums[g][p] = _mm256_add_epi32(sums[g][p], _mm256_madd_epi16(words[g][p], _mm256_set1_epi16(1)));
+                sums[i][p] = _mm256_add_epi32(sums[i][p], _mm256_madd_epi16(words[i][p], _mm256_set1_epi16(1)));
         }
     }
-}
-
-/* Sums the first quads for the g-th GROUP centroids; see `add_products`. */
-INLINE void sum_group(const block *b, const byte_centroids *c, int64_t g, int v, int64_t num_quads,
-                      const int32_t *offsets, __m256i (*sums)[PAIR]) {
-    UNROLL for (int i = 0; i < GROUP; i++) {
-        UNROLL for (int p = 0; p < PAIR; p++) sums[i][p] = _mm256_set1_epi32(offsets[g * GROUP + i]);
-    }
-
-    /* All groups together fetch the lines of the next block. */
-    const int64_t num_lines = 4 * b->dim, num_fetches = num_quads * c->num_groups;
-    const int64_t num_ahead = v == 0 && b->ahead ? (num_lines + num_fetches - 1) / num_fetches : 0;
-    const char *ahead = num_ahead > 0 ? b->ahead + g * num_quads * num_ahead * LINE : NULL;
-
-    add_products(b->quads + v * LANES, num_quads, c->bytes + g * b->num_quads * GROUP * 4, c->num_together, ahead,
-                 num_ahead, sums);
 }
 
 INLINE void score(const block *b, const byte_centroids *c, int64_t g, float *best) {
@@ -297,11 +293,15 @@ INLINE void score(const block *b, const byte_centroids *c, int64_t g, float *bes
 /* nearest_first.h can be done. */
 #define HAS_FIRST 1
 
-/* Writes what scores with the g-th GROUP centroids are not below, from some quads; `likely` holds the centroid where it
- * is lowest so far. */
+/* Writes what scores with the g-th GROUP centroids are not below, from some quads. `near` holds the lowest partial
+ * distance so far, `likely` its centroid.
+ *
+ * rests: what |b| over the other quads counts.
+ */
 INLINE void score_first(const block *b, const byte_centroids *c, int64_t g, const first_quads *first,
-                        const float *rest_norms, float *best, int32_t *likely) {
-    const float *h = c->half_norms + g * GROUP, *rests = first->rest_norms + g * GROUP;
+                        const float *rests, float *near, int32_t *likely) {
+    const float *h = c->half_norms + g * GROUP;
+    const float *norms = first->rest_norms + g * GROUP, *halves = first->half_rests + g * GROUP;
     float *scores = b->scores + g * GROUP * BLOCK;
 
     for (int v = 0; v < VECTORS; v += PAIR) {
@@ -311,24 +311,24 @@ INLINE void score_first(const block *b, const byte_centroids *c, int64_t g, cons
 
         UNROLL for (int p = 0; p < PAIR; p++) {
             const int at = (v + p) * LANES;
-            const vec unit = _mm256_load_ps(b->unit + at), rest_norm = _mm256_load_ps(rest_norms + at);
+            const vec unit = _mm256_load_ps(b->unit + at), rest = _mm256_load_ps(rests + at);
 
-            vec lowest = _mm256_load_ps(best + at);
-            __m256i lowest_at = _mm256_load_si256((const __m256i *)(likely + at));
+            vec nearest = _mm256_load_ps(near + at);
+            __m256i nearest_at = _mm256_load_si256((const __m256i *)(likely + at));
 
             UNROLL for (int i = 0; i < GROUP; i++) {
-                const vec most = _mm256_fmadd_ps(rest_norm, _mm256_set1_ps(rests[i]), _mm256_cvtepi32_ps(sums[i][p]));
-                const vec value = _mm256_fnmadd_ps(unit, most, _mm256_set1_ps(h[i]));
-                const __m256i lower = _mm256_castps_si256(_mm256_cmp_ps(value, lowest, _CMP_LT_OQ));
+                const vec part = _mm256_fnmadd_ps(unit, _mm256_cvtepi32_ps(sums[i][p]), _mm256_set1_ps(h[i]));
+                const vec distance = _mm256_sub_ps(part, _mm256_set1_ps(halves[i]));
+                const __m256i nearer = _mm256_castps_si256(_mm256_cmp_ps(distance, nearest, _CMP_LT_OQ));
 
-                _mm256_storeu_ps(scores + i * BLOCK + at, value);
+                _mm256_storeu_ps(scores + i * BLOCK + at, _mm256_fnmadd_ps(rest, _mm256_set1_ps(norms[i]), part));
 
-                lowest = _mm256_min_ps(lowest, value);
-                lowest_at = _mm256_blendv_epi8(lowest_at, _mm256_set1_epi32((int32_t)(g * GROUP + i)), lower);
+                nearest = _mm256_min_ps(nearest, distance);
+                nearest_at = _mm256_blendv_epi8(nearest_at, _mm256_set1_epi32((int32_t)(g * GROUP + i)), nearer);
             }
 
-            _mm256_store_ps(best + at, lowest);
-            _mm256_store_si256((__m256i *)(likely + at), lowest_at);
+            _mm256_store_ps(near + at, nearest);
+            _mm256_store_si256((__m256i *)(likely + at), nearest_at);
         }
     }
 }

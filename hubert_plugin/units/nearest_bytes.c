@@ -50,7 +50,8 @@
 typedef struct {
     int64_t num_quads;
     const int32_t *offsets;  /* (G, GROUP): as for all quads */
-    const float *rest_norms; /* (G, GROUP): |b| over the other quads, in steps */
+    const float *rest_norms; /* (G, GROUP): |b'|, of the other quads, in steps */
+    const float *half_rests; /* (G, GROUP): |b'|^2 / 2, as scores have it */
 } first_quads;
 
 /* The centroids, as byte_kernel.py lays them out. */

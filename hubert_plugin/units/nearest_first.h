@@ -1,9 +1,9 @@
 /* The nearest centroids of a block of frames by some of the features first, those in which the centroids differ most.
  *
  * Scores are h - u y . b. Of the quads that are not summed at first, the product is at most |y'| |b'| (Cauchy-Schwarz):
- * taken for it, sums of the first quads give bounds that no score is below. The centroid of the lowest bound is scored in
- * full, which excludes most of the others; what is left is scored one by one. What comes out is what scores of all
- * centroids give, to the last candidate; where too many are left, all are scored indeed.
+ * taken for it, sums of the first quads give bounds that no score is below. The centroid that is nearest in these quads
+ * is scored in full, which excludes most of the others; what is left is scored one by one. What comes out is what scores
+ * of all centroids give, to the last candidate; where too many are left, all are scored indeed.
  *
  * Several numbers of first quads (levels) are tried in turn on a few blocks of frames, and what costs least is kept for
  * the next ones.
@@ -35,15 +35,18 @@ INLINE float score_one(const byte_centroids *c, const block *b, int64_t i, int64
  */
 static int64_t nearest_by_first(const byte_centroids *c, block *b, const first_quads *first, double *cost,
                                 int64_t *out) {
-    float rest_norms[BLOCK] ALIGNED, limit[BLOCK] ALIGNED;
+    float rests[BLOCK] ALIGNED, near[BLOCK] ALIGNED, limit[BLOCK] ALIGNED;
     int32_t likely[BLOCK] ALIGNED = {};
 
     for (int v = 0; v < VECTORS; v++)
-        store(rest_norms + v * LANES, norms_of(b->quads + v * LANES, first->num_quads, b->num_quads));
+        store(rests + v * LANES, norms_of(b->quads + v * LANES, first->num_quads, b->num_quads));
 
-    for (int i = 0; i < BLOCK; i++) limit[i] = INFINITY;
+    for (int i = 0; i < BLOCK; i++) {
+        rests[i] *= b->unit[i];
+        near[i] = INFINITY;
+    }
 
-    for (int64_t g = 0; g < c->num_groups; g++) score_first(b, c, g, first, rest_norms, limit, likely);
+    for (int64_t g = 0; g < c->num_groups; g++) score_first(b, c, g, first, rests, near, likely);
 
     /* One bound more than for scores: float32 may round these and what is held against them. */
     for (int i = 0; i < BLOCK; i++) limit[i] = score_one(c, b, i, likely[i]) + 3.0f * b->bound[i];
