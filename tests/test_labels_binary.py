@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from hubert_plugin.data.label_binary import binary_path, open_binary_labels, verify_binary_labels
 from hubert_plugin.data.label_meta import FORMAT
-from hubert_plugin.data.labels import LabelSet, open_labels, write_labels
+from hubert_plugin.data.labels import LabelForm, LabelSet, open_labels, write_labels
 from hubert_plugin.data.manifest import Manifest
 from hubert_plugin.errors import AudioError, LabelError, StorageError
 from hubert_plugin.frames import num_labels
@@ -100,6 +100,26 @@ def test_both_forms_hold_the_same_labels(
     verify_binary_labels(binary / "train.km.safetensors")
 
     assert sorted(os.listdir(binary)) == ["train.km.safetensors"]
+
+
+@pytest.mark.parametrize("form", ["km", "binary"])
+def test_utterances_are_counted_from_the_end_as_in_a_list(tmp_path: Path, form: LabelForm) -> None:
+    manifest, units = make_manifest(tmp_path), make_units()
+
+    write_labels(tmp_path, "train", SPEC, units, manifest, {}, form=form)
+
+    labels = open_labels(tmp_path, "train", "km", manifest)
+
+    for idx in [*range(-len(units), len(units)), np.int64(-1)]:
+        assert labels[idx].tolist() == units[idx].tolist()
+        assert labels.num_labels(idx) == len(units[idx])
+
+    for idx in (len(units), -len(units) - 1):
+        for ask in (labels.__getitem__, labels.num_labels):
+            with pytest.raises(IndexError, match=rf"no utterance {idx} in the labels 'km' of 4 utterances"):
+                ask(idx)
+
+    assert [u.tolist() for u in labels] == [u.tolist() for u in units]
 
 
 def test_several_label_sets_of_their_own_rate_and_size_in_one_folder(tmp_path: Path) -> None:

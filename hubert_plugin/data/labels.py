@@ -19,10 +19,11 @@ Binary labels are mapped: they take what is used.
 from __future__ import annotations
 
 import hashlib
+import operator
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,11 +95,15 @@ class LabelSet:
     def __len__(self) -> int:
         return len(self._offsets) - (self._counts is None)
 
-    def __getitem__(self, idx: int) -> NDArray[np.int32]:
+    def __getitem__(self, idx: SupportsIndex) -> NDArray[np.int32]:
         """Return the labels of utterance ``idx``: one for each frame, cut to its audio. *Shape:* (L,).
 
+        :param idx: Counted from 0, or from the end if it is negative.
+        :raises IndexError: There is no such utterance.
         :raises LabelError: They are no units (binary labels that were damaged after they were made).
         """
+        idx = self._utterance(idx)
+
         start = int(self._offsets[idx])
 
         labels: NDArray[np.int32] = self._values[start : start + self.num_labels(idx)].astype(np.int32)
@@ -111,12 +116,29 @@ class LabelSet:
 
         return labels
 
-    def num_labels(self, idx: int) -> int:
-        """Return how many labels utterance ``idx`` has: as many as frames, or up to 20 ms less (``label_check``)."""
+    def num_labels(self, idx: SupportsIndex) -> int:
+        """Return how many labels utterance ``idx`` has: as many as frames, or up to 20 ms less (``label_check``).
+
+        :raises IndexError: There is no such utterance.
+        """
+        idx = self._utterance(idx)
+
         if self._counts is None:
             return int(self._offsets[idx + 1] - self._offsets[idx])
 
         return int(self._counts[idx])
+
+    def _utterance(self, idx: SupportsIndex) -> int:
+        # Not left to NumPy: without counts there is one offset more than utterances.
+        number, num_utterances = operator.index(idx), len(self)
+
+        if not -num_utterances <= number < num_utterances:
+            raise IndexError(
+                f"There is no utterance {number} in the labels '{self.spec.name}' of {num_utterances:,} utterances, "
+                "which are counted from 0, or backwards from -1."
+            )
+
+        return number % num_utterances
 
     def num_frames(self) -> NDArray[np.int64]:
         """Return how many frames (50 Hz) of each utterance have a label. *Shape:* (N,)."""
