@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans
@@ -56,6 +58,31 @@ def test_assign_of_no_frames_is_empty() -> None:
 def test_assign_names_both_dimensions() -> None:
     with pytest.raises(UnitModelError, match=r"\(frames, 3\) from .*mfcc.*\(5, 768\)"):
         make_model().assign(np.zeros((5, 768), np.float32))
+
+
+def test_assign_takes_tensors_as_models_give_them() -> None:
+    model = make_model()
+
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32))
+
+    for tensor in (x, x.clone().requires_grad_(), x.bfloat16(), x.double()):
+        expected = model.assign(tensor.detach().float().numpy())[0]
+
+        assert model.assign(tensor)[0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("features", [None, [[0.0, 0.0, 0.0]], [np.zeros((5, 3), np.float32)]])
+def test_assign_refuses_what_is_no_array(features: Any) -> None:
+    message = rf"features of shape \(frames, 3\) as one array or tensor, but was given {type(features).__name__}\."
+
+    with pytest.raises(UnitModelError, match=message):
+        make_model().assign(features)
+
+
+@pytest.mark.parametrize("features", [np.zeros(3, np.float32), torch.zeros(()), torch.zeros(1, 5, 3)])
+def test_assign_refuses_what_has_no_two_axes(features: Any) -> None:
+    with pytest.raises(UnitModelError, match=r"\(frames, 3\) from .* given the shape \("):
+        make_model().assign(features)
 
 
 def test_saved_models_come_back_equal(tmp_path: Path) -> None:

@@ -136,18 +136,29 @@ class CodebookUnitModel(UnitModel):
         return tuple(NearestCentroid(c, self._device, self._precision) for c in self._centroids)
 
     @override
-    def assign(self, features: Features) -> list[Units]:
+    def assign(self, features: Features | torch.Tensor) -> list[Units]:
         """
         Equals scikit-learn's ``predict`` (and fairseq's ``dump_km_label.py``).
 
-        :raises UnitModelError: The features have another dimension than the centroids, or are not finite.
+        :param features: *Shape:* (M, D). Tensors are taken as well, of any precision and from any device.
+        :raises UnitModelError: The features have another dimension than the centroids, are not finite, or are no array.
         """
         return self._assign(self._checked(features))
 
     def _assign(self, x: torch.Tensor) -> list[Units]:
         return [self._units(nearest, x) for nearest in self._nearest]
 
-    def _checked(self, features: Features) -> torch.Tensor:
+    def _checked(self, features: Features | torch.Tensor) -> torch.Tensor:
+        if isinstance(features, torch.Tensor):
+            # NumPy knows no bfloat16, which models may compute in.
+            features = features.detach().float().cpu().numpy()
+
+        if not hasattr(features, "ndim"):
+            raise UnitModelError(
+                f"The unit model takes features of shape (frames, {self.dim}) as one array or tensor, but was given "
+                f"{type(features).__name__}. Units of several utterances are assigned one by one."
+            )
+
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise UnitModelError(
                 f"The unit model takes features of shape (frames, {self.dim}) from {self._describe_features()}, but "
