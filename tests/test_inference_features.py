@@ -355,11 +355,27 @@ def test_layers_may_be_whole_numbers_of_numpy() -> None:
 
         assert all(torch.equal(result[k], expected[k]) for k in (1, 2))
 
-    assert torch.equal(model.extract_features([noise(800)], np.int64(2))[0], expected[2])
+    for layer in (np.int64(2), np.array(2), torch.tensor(2)):
+        assert torch.equal(model.extract_features([noise(800)], layer)[0], expected[2])
 
-    for layer in (True, np.bool_(True), 1.0, np.float64(1.0), "1"):
+    for layer in (True, np.bool_(True), torch.tensor(True), 1.0, np.float64(1.0), np.array(1.0), "1", b"\x01"):
         with pytest.raises(LayerRangeError, match=r"`layer` must be a whole number, but is"):
             model.extract_features([noise(800)], layer)
+
+
+@pytest.mark.parametrize("chunk", [NEVER, 1.0])
+def test_the_output_may_be_asked_for_beside_layers(chunk: float) -> None:
+    model, waveforms = create_model(), [noise(20_000), noise(800)]
+
+    results = model.extract_features(waveforms, [None, 2], max_chunk_seconds=chunk)
+
+    for layer in (None, 2):
+        for result, expected in zip(
+            results, model.extract_features(waveforms, layer, max_chunk_seconds=chunk), strict=True
+        ):
+            assert list(result) == [None, 2]
+
+            torch.testing.assert_close(result[layer], expected)
 
 
 def test_training_mode_is_restored_and_no_gradient_is_kept() -> None:

@@ -52,8 +52,10 @@ def check_layer(layer: SupportsIndex, num_layers: int) -> int:
 
     :raises LayerRangeError: ``layer`` is not one of 0 … ``num_layers``.
     """
-    # NumPy's whole numbers have an index, too; of booleans only Python's.
-    if isinstance(layer, bool) or not isinstance(layer, SupportsIndex):
+    # NumPy's whole numbers have an index, too; of booleans only Python's and PyTorch's.
+    is_bool = isinstance(layer, bool) or getattr(layer, "dtype", None) == torch.bool
+
+    if is_bool or not isinstance(layer, SupportsIndex):
         raise LayerRangeError(f"`layer` must be a whole number, but is {layer!r} instead.")
 
     try:

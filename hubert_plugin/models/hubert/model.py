@@ -21,7 +21,7 @@ from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert.encoder import HubertEncoder, swap_permutation, touch_parameters
 from hubert_plugin.models.hubert.frontend import HubertFrontend, MaskEmbedding
 from hubert_plugin.models.hubert.heads import TargetHeads
-from hubert_plugin.models.hubert.inference import extract_layers
+from hubert_plugin.models.hubert.inference import check_layer, extract_layers
 
 
 @dataclass
@@ -243,24 +243,24 @@ class HubertModel(Module):
     def extract_features(
         self,
         waveforms: Sequence[Tensor | NDArray[np.float32]],
-        layer: Sequence[int],
+        layer: Sequence[int | None],
         *,
         sample_rate: int | None = ...,
         max_batch_seconds: float = ...,
         max_chunk_seconds: float = ...,
         attention_seconds: float | None = ...,
-    ) -> list[dict[int, Tensor]]: ...
+    ) -> list[dict[int | None, Tensor]]: ...
 
     def extract_features(
         self,
         waveforms: Sequence[Tensor | NDArray[np.float32]],
-        layer: int | Sequence[int] | None = None,
+        layer: int | Sequence[int | None] | None = None,
         *,
         sample_rate: int | None = None,
         max_batch_seconds: float = 60.0,
         max_chunk_seconds: float = 60.0,
         attention_seconds: float | None = None,
-    ) -> list[Tensor] | list[dict[int, Tensor]]:
+    ) -> list[Tensor] | list[dict[int | None, Tensor]]:
         """Return the features of each waveform, computed in batches of similar length without dropout.
 
         What is returned for a waveform does not depend on the others. On which device and in which precision it is
@@ -270,7 +270,8 @@ class HubertModel(Module):
             audio, each is normalised here.
         :param layer: The layer, 1-based, whose output is returned, without final norm; later layers do not run. 0 is
             the input of the first layer. ``None``: the model's output, after the final norm of pre-norm models. With
-            several layers, computed in one pass, a dictionary by layer is returned for each waveform.
+            several layers, computed in one pass, a dictionary by layer is returned for each waveform, in which the
+            model's output stands under ``None``.
         :param sample_rate: The rate of the waveforms in Hz, if it is to be checked.
         :param max_batch_seconds: The seconds of audio, padding included, that are computed at once.
         :param max_chunk_seconds: Longer recordings are computed in chunks of this length that overlap by what the
@@ -283,12 +284,19 @@ class HubertModel(Module):
             rate; or it is no list of waveforms.
         :raises ValueError: ``layer`` is out of range.
         """
-        several = isinstance(layer, Sequence) or (layer is not None and np.ndim(layer) > 0)  # a list, or an array
+        if isinstance(layer, Sequence):
+            # Text and bytes are sequences of what nobody means by layers.
+            several = not isinstance(layer, (str, bytes, bytearray))
+        else:
+            several = layer is not None and np.ndim(layer) > 0  # an array
 
-        layers: list[int | None] = list(layer) if several else [layer]  # type: ignore[arg-type, list-item]
+        asked: Sequence[int | None] = layer if several else [layer]  # type: ignore[assignment, list-item]
+
+        # Python's own numbers, by which results are found.
+        layers = [None if nr is None else check_layer(nr, len(self.encoder.layers)) for nr in asked]
 
         if not layers:
-            nothing: list[dict[int, Tensor]] = [{} for _ in waveforms]
+            nothing: list[dict[int | None, Tensor]] = [{} for _ in waveforms]
 
             return nothing
 
@@ -303,7 +311,7 @@ class HubertModel(Module):
         )
 
         if several:
-            return [{int(nr): r[int(nr)] for nr in layers if nr is not None} for r in results]
+            return [{nr: r[nr] for nr in layers} for r in results]
 
         return [r[layers[0]] for r in results]
 
