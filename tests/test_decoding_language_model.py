@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("flashlight.lib.text.decoder")
 
@@ -153,6 +154,46 @@ def test_lines_of_a_lexicon_that_do_not_fit_are_named(tmp_path: Path, text: str 
 
     with pytest.raises(DecodingError, match=message):
         read_lexicon(path, VOCABULARY)
+
+
+@pytest.mark.parametrize("with_lm", [True, False])
+def test_of_many_words_of_one_spelling_the_best_six_may_be_written(tmp_path: Path, with_lm: bool) -> None:
+    """flashlight's trie holds no more, and drops the others without a word."""
+    strangers = [f"Z{i}" for i in range(30)]
+
+    words = [*strangers, "A", "AB", "BA"]
+
+    path = tmp_path / "lexicon.txt"
+
+    path.write_text("".join(f"{word}\tA |\n" for word in words) + "Z29\tA B |\n")
+
+    config = DecoderConfig(name="beam", lm=str(DATA / "ab.arpa") if with_lm else "", lexicon=str(path), nbest=100)
+
+    decoder, notes = make_decoder(VOCABULARY, config)
+
+    # Three words are in the model.
+    kept = [*strangers[:3], "A", "AB", "BA"] if with_lm else strangers[:6]
+
+    logits = torch.full((4, len(VOCABULARY)), -5.0)
+    logits[range(4), [VOCABULARY.index[s] for s in ("A", "|", "<s>", "<s>")]] = 5.0
+
+    assert {h.text for h in decoder.decode(logits)} >= set(kept)
+
+    # A word that can be spelled otherwise is still written so.
+    assert decoder.words is not None and sorted(decoder.words) == sorted([*kept, "Z29"])
+
+    first = ", ".join(f"'{w}'" for w in [w for w in words if w not in kept][:20])
+
+    assert notes[-1] == (
+        "27 of the 34 entries of the lexicon are left out, for the search holds 6 words of one spelling, those "
+        f"{'that the language model scores best' if with_lm else 'that come first'}: {first}, …."
+    )
+
+    path.write_text("".join(f"{word}\tA |\n" for word in [*strangers[:5], "A"]))
+
+    decoder, notes = make_decoder(VOCABULARY, DecoderConfig(name="beam", lexicon=str(path)))
+
+    assert decoder.words == [*strangers[:5], "A"] and not notes
 
 
 def test_a_lexicon_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from typing_extensions import override
 from hubert_plugin.decoding.decoder import BeamConfig, Decoder, check_width
 from hubert_plugin.decoding.hypothesis import Hypothesis, words_of_labels, words_of_path
 from hubert_plugin.decoding.language_model import NgramFile, import_flashlight, load_kenlm
-from hubert_plugin.decoding.lexicon import Lexicon
+from hubert_plugin.decoding.lexicon import Lexicon, find_surplus
 from hubert_plugin.errors import DecodingError
 
 if TYPE_CHECKING:
@@ -66,14 +66,34 @@ class BeamDecoder(Decoder):
 
         self._lm = self._fl.ZeroLM() if lm is None else load_kenlm(lm, self._labels)
 
+        self.left_out: list[str] = []
+        """The word of each entry of the lexicon that is not used, for six better words have the same spelling."""
+
+        if lexicon is not None and (surplus := self._find_surplus(lexicon, lm)):
+            self.left_out = [entry[0] for entry in lexicon.entries if entry in surplus]
+
+            lexicon = Lexicon(tuple(entry for entry in lexicon.entries if entry not in surplus))
+
+        self.words = None if lexicon is None else lexicon.words
+        """The words that may be written; ``None``: all that the symbols can write."""
+
         self._trie = None if lexicon is None else self._build_trie(lexicon)
 
         self.config = config
 
-    @property
-    def words(self) -> list[str] | None:
-        """The words that may be written; ``None``: all that the symbols can write."""
-        return None if self._trie is None else self._labels[:-1]
+    def _find_surplus(self, lexicon: Lexicon, lm: NgramFile | None) -> set[tuple[str, tuple[int, ...]]]:
+        """Return the entries that the trie would drop: of one spelling, those that the language model scores worst."""
+        numbers = {word: number for number, word in enumerate(self._labels)}
+
+        nothing = self._lm.start(True)
+
+        def rank(word: str) -> tuple[bool, float]:
+            # What the model does not know has the score of `<unk>`, which may be better than that of a rare word.
+            is_unknown = lm is not None and not lm.may_know(word)
+
+            return is_unknown, -self._lm.score(nothing, numbers[word])[1]
+
+        return find_surplus(lexicon, rank)
 
     def _build_trie(self, lexicon: Lexicon) -> Any:
         vocabulary = self._vocabulary

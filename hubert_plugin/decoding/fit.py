@@ -12,8 +12,8 @@ from typing_extensions import override
 from hubert_plugin.decoding.beam import BeamDecoder
 from hubert_plugin.decoding.decoder import BeamConfig, Decoder, GreedyDecoder
 from hubert_plugin.decoding.language_model import NgramFile, open_ngram_file
-from hubert_plugin.decoding.lexicon import CONTROL_WORDS, Lexicon, make_lexicon, read_lexicon
-from hubert_plugin.errors import DecodingError
+from hubert_plugin.decoding.lexicon import CONTROL_WORDS, MAX_WORDS_OF_A_SPELLING, Lexicon, make_lexicon, read_lexicon
+from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, DecodingError
 
 if TYPE_CHECKING:
     from hubert_plugin.text.vocabulary import CtcVocabulary
@@ -99,7 +99,18 @@ def make_decoder(vocabulary: CtcVocabulary, config: DecoderConfig) -> tuple[Deco
     elif lm is not None:
         lexicon, notes = _spell(lm, vocabulary)
 
-    return BeamDecoder(vocabulary, config, lexicon=lexicon, lm=lm), notes
+    decoder = BeamDecoder(vocabulary, config, lexicon=lexicon, lm=lm)
+
+    if lexicon is not None and decoder.left_out:
+        better = "that the language model scores best" if lm is not None else "that come first"
+
+        notes.append(
+            f"{len(decoder.left_out):,} of the {len(lexicon.entries):,} entries of the lexicon are left out, for the "
+            f"search holds {MAX_WORDS_OF_A_SPELLING} words of one spelling, those {better}: "
+            f"{_name(decoder.left_out, MAX_SHOWN_PROBLEMS)}."
+        )
+
+    return decoder, notes
 
 
 def _spell(lm: NgramFile, vocabulary: CtcVocabulary) -> tuple[Lexicon, list[str]]:
@@ -183,7 +194,7 @@ def _say_alphabet(words: Sequence[str], vocabulary: CtcVocabulary) -> str:
     return f"The recogniser writes {_name(text)}."
 
 
-def _name(words: Sequence[str]) -> str:
-    named = ", ".join(f"'{w}'" for w in words[:_NUM_NAMED])
+def _name(words: Sequence[str], num_named: int = _NUM_NAMED) -> str:
+    named = ", ".join(f"'{w}'" for w in words[:num_named])
 
-    return named + (", …" if len(words) > _NUM_NAMED else "")
+    return named + (", …" if len(words) > num_named else "")

@@ -49,6 +49,14 @@ class NgramFile:
         """
         return _binary_words(self.path) if self.is_binary else _arpa_words(self.path)
 
+    def may_know(self, word: str) -> bool:
+        """Return whether ``word`` is in the model's vocabulary, as everything may be where the file does not say."""
+        return self._known is None or word in self._known
+
+    @cached_property
+    def _known(self) -> frozenset[str] | None:
+        return None if self.words is None else frozenset(self.words)
+
 
 def open_ngram_file(path: Path) -> NgramFile:
     """Look at an n-gram model.

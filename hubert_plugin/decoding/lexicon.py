@@ -6,7 +6,8 @@ recogniser has one. A word may have several lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 CONTROL_WORDS: Final = frozenset({"<s>", "</s>", "<unk>", "<UNK>", "<pad>"})
 """Entries of a language model that are no words."""
+
+
+MAX_WORDS_OF_A_SPELLING: Final = 6
+"""How many words of one spelling flashlight's trie holds (``kTrieMaxLabel`` in ``Trie.h``); it drops further ones."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,24 @@ def make_lexicon(words: Iterable[str], vocabulary: CtcVocabulary) -> tuple[Lexic
             outside.append(word)
 
     return Lexicon(tuple(entries)), outside
+
+
+def find_surplus(lexicon: Lexicon, rank: Callable[[str], object]) -> set[tuple[str, tuple[int, ...]]]:
+    """Return the entries that are one too many for their spelling.
+
+    :param rank: Says which words of one spelling stay, those with the lowest values; among equals the first.
+    """
+    words: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+
+    for word, spelling in dict.fromkeys(lexicon.entries):
+        words[spelling].append(word)
+
+    return {
+        (word, spelling)
+        for spelling, together in words.items()
+        if len(together) > MAX_WORDS_OF_A_SPELLING
+        for word in sorted(together, key=rank)[MAX_WORDS_OF_A_SPELLING:]  # type: ignore[arg-type]
+    }
 
 
 def write_lexicon(path: Path, lexicon: Lexicon, vocabulary: CtcVocabulary) -> None:
