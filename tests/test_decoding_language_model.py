@@ -116,6 +116,13 @@ def test_a_model_of_words_is_no_model_of_symbols_though_some_words_are_letters(t
         decoder_with(tmp_path / "lm.arpa", lexicon_free=True)
 
 
+def test_a_model_of_words_that_are_all_letters_is_refused_with_the_letters_it_lacks(tmp_path: Path) -> None:
+    NgramEstimate([["A"], ["A", "A"]], 2).save(tmp_path / "lm.arpa")
+
+    with pytest.raises(DecodingError, match=r"it knows 1 of the 3 symbols, not '\|', 'B'\. Set `decoder"):
+        decoder_with(tmp_path / "lm.arpa", lexicon_free=True)
+
+
 def test_a_lexicon_of_other_words_than_the_model_is_refused(tmp_path: Path) -> None:
     lexicon = write(tmp_path / "lexicon.txt", "ABA\tA B A |\n")
 

@@ -152,12 +152,15 @@ def _check_symbols(lm: NgramFile, vocabulary: CtcVocabulary) -> list[str]:
 
     # A model of words knows `A`, `I` and their like as well.
     if 2 * len(known) < len(text):
+        missing = [s for s in text if s not in entries]
+
         others = sorted(entries - CONTROL_WORDS - set(text))
 
         raise DecodingError(
             f"Without a lexicon, the language model has to be one of the recogniser's symbols, but '{lm.path}' seems "
-            f"to be a model of words: it knows {len(known)} of the {len(text)} symbols, and entries like "
-            f"{_name(others)}. Set `decoder.lexicon_free=false`, or give a model of symbols."
+            f"to be a model of words: it knows {len(known)} of the {len(text)} symbols, not {_name(missing)}"
+            f"{f', and entries like {_name(others)}' if others else ''}. Set `decoder.lexicon_free=false`, or give a "
+            "model of symbols."
         )
 
     return notes
