@@ -343,6 +343,15 @@ def test_names_of_files_are_no_waveforms(waveforms: Any, found: str) -> None:
         create_model().extract_features(waveforms, 1)
 
 
+@pytest.mark.parametrize("kind", [lambda w: w[::-1].copy()[::-1], lambda w: w.astype(np.longdouble)])
+def test_arrays_that_are_no_tensors_are_waveforms(kind: Callable[[Any], Any]) -> None:
+    model = create_model()
+
+    (expected,) = model.extract_features([noise(800)], 1)
+
+    assert torch.equal(model.extract_features([kind(noise(800))], 1)[0], expected)
+
+
 def test_layers_may_be_whole_numbers_of_numpy() -> None:
     model = create_model()
 

@@ -178,6 +178,10 @@ def prepare_waveform(model: HubertModel, waveform: Tensor | NDArray[np.float32],
 
     param = model.masker.temporal_mask_embed
 
+    if isinstance(waveform, np.ndarray):
+        # PyTorch takes no array that is reversed, as `w[::-1]`, nor NumPy's longer floats.
+        waveform = np.asarray(waveform, np.float32, order="C")
+
     seq = torch.as_tensor(waveform).to(param.device)
 
     if seq.ndim != 1:
