@@ -26,6 +26,12 @@ def parse_device(name: Device | str) -> Device:
             f"`device` must be a device of this machine, such as 'cpu' or 'cuda:0', but is '{name}' ({reason})."
         ) from None
 
+    if device.type == "meta":
+        raise ConfigError(
+            "`device` must be a device of this machine, such as 'cpu' or 'cuda:0', but is 'meta', where tensors have "
+            "shapes and no values."
+        )
+
     return device
 
 

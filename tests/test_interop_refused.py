@@ -218,7 +218,7 @@ def test_parameters_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_devices_and_number_formats_that_cannot_be_are_answered() -> None:
     file = FAIRSEQ / "tiny_post.pt"
 
-    for device in ("gpu", "cuda:77", "cpu:cpu"):
+    for device in ("gpu", "cuda:77", "cpu:cpu", "meta"):
         with pytest.raises(ConfigError, match=f"`device` must be a device of this machine, .* but is '{device}'"):
             load_hubert(file, device=device)
 
