@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from foreign import DATA
 from golden import FAIRSEQ
 
 from hubert_plugin import load_hubert, load_hubert_ctc
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, ConfigError
 from hubert_plugin.models.hubert.config import HubertHeadConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +52,13 @@ def test_heads_of_other_sizes_and_other_vocabularies_are_refused() -> None:
 
     with pytest.raises(CheckpointError, match=r"scores 13 symbols, but .* says `vocab_size: 29`"):
         load_hubert_ctc(FAIRSEQ / "tiny_ctc.pt", config=ctc)
+
+
+@pytest.mark.parametrize("config", [3, 0, {}, "base"])
+def test_what_is_no_configuration_is_refused(config: Any) -> None:
+    for load, file in ((load_hubert, "tiny_post.pt"), (load_hubert_ctc, "tiny_ctc.pt")):
+        with pytest.raises(ConfigError, match=rf"`config` must be .* but is of the type {type(config).__name__}\."):
+            load(FAIRSEQ / file, config=config)
 
 
 def test_other_normalisation_than_that_of_training_is_refused() -> None:

@@ -46,7 +46,7 @@ def load_hubert(
     :param config: What the model must be. Needed only for files without a configuration and of unusual sizes.
     :param require_heads: If true, a model without target heads is refused.
     :raises CheckpointError: Nothing usable is found; says what was looked for.
-    :raises ConfigError: There is no such device, or ``dtype`` is not of floating point.
+    :raises ConfigError: There is no such device, ``dtype`` is not of floating point, or ``config`` is of another type.
     """
     device, dtype = parse_device(device), check_float_type(dtype)
 

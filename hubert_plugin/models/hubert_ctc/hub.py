@@ -36,7 +36,7 @@ def load_hubert_ctc(
     :param step: Which checkpoint of a run folder; ``best`` is the one with the highest validation score.
     :param config: What the model must be. Needed only for files without a configuration and of unusual sizes.
     :raises CheckpointError: Nothing usable is found, or the model was not fine-tuned for recognition.
-    :raises ConfigError: There is no such device, or ``dtype`` is not of floating point.
+    :raises ConfigError: There is no such device, ``dtype`` is not of floating point, or ``config`` is of another type.
     """
     device, dtype = parse_device(device), check_float_type(dtype)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fairseq2.utils.uri import Uri
 
-from hubert_plugin.errors import CheckpointError
+from hubert_plugin.errors import CheckpointError, ConfigError
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.interop.cards import (
@@ -34,7 +34,14 @@ def resolve_source(source: str | Path, *, step: Step = "last", config: AnyConfig
     :param step: Which checkpoint of a training run.
     :param config: What the model must be, where that is known; also says what some formats do not.
     :raises CheckpointError: There is none, or it cannot be used.
+    :raises ConfigError: ``config`` is no configuration of a model.
     """
+    if config is not None and not isinstance(config, (HubertConfig, HubertCtcConfig)):
+        raise ConfigError(
+            "`config` must be a `HubertConfig`, or the `HubertCtcConfig` of a recogniser, but is of the type "
+            f"{type(config).__name__}. Leave it out where the checkpoint says what the model is."
+        )
+
     if not str(source).strip():
         raise CheckpointError(
             "No checkpoint is named: a path, the name of an asset card or the id of a repository was expected, but the "
