@@ -1,5 +1,5 @@
-"""fairseq2's trainer with what ours have besides: updates that are not finite are skipped, it stops early, and
-gradients of shards are summed once an update."""
+"""fairseq2's trainer with what ours have besides: updates that are not finite are skipped, it stops early,
+gradients of shards are summed once an update, and a run that goes on follows its configuration."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hubert_plugin.tasks.early_stopping import EarlyStoppingSection, create_earl
 from hubert_plugin.tasks.epochs import EpochCountingReader
 from hubert_plugin.tasks.fsdp import let_shards_accumulate
 from hubert_plugin.tasks.nonfinite import NonFiniteSection, guard_updates
+from hubert_plugin.tasks.resumed_rates import keep_configured_rates
 
 
 class Readers(Protocol):
@@ -80,6 +81,8 @@ def create_trainer(
 
     if isinstance(reader, EpochCountingReader):
         reader.observe(trainer)
+
+    keep_configured_rates(trainer._optimizer, trainer._lr_scheduler)
 
     if guard is not None:
         guard.leave_gradients_to(trainer._fp16_loss_scaler)
