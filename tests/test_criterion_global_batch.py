@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,11 @@ def test_batch_that_cannot_be_is_answered_with_a_sentence(
     ("section", "phrase"),
     [
         (BatchConfig(batch_seconds=2.0, max_seconds=2.5, min_seconds=1.0), "must not be smaller than `max_seconds`"),
+        (BatchConfig(batch_seconds=math.inf), "`batch_seconds` must be a finite number, but is inf"),
         (HubertPretrainTaskConfig(global_batch_seconds=-1.0), "`global_batch_seconds` must be greater than 0"),
+        (HubertPretrainTaskConfig(global_batch_seconds=math.inf), "greater than 0 and finite, but is inf"),
+        (HubertPretrainTaskConfig(valid_batch_seconds=-5.0), "`valid_batch_seconds` must be greater than 0"),
+        (HubertPretrainTaskConfig(valid_batch_seconds=math.inf), "greater than 0 and finite, but is inf"),
         (EarlyStoppingSection(patience=0), "`patience` must be greater than or equal to 1"),
         (EarlyStoppingSection(min_improvement=-0.1), "`min_improvement` must not be negative"),
         (NonFiniteSection(max_in_a_row=0), "`max_in_a_row` must be greater than or equal to 1"),

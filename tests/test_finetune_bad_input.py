@@ -184,6 +184,13 @@ CASES = {
         spoil=one_table,
     ),
     "unknown policy": Case(["`on_bad_text` must be 'raise' or 'skip'"], {"dataset": {"on_bad_text": "ignore"}}),
+    "impossible rates": Case(
+        [
+            "`config.betas[1]` must be at least 0 and below 1, but is 1.5",
+            "`config.final_lr_scale` must be greater than 0",
+        ],
+        {"optimizer": {"config": {"betas": [0.9, 1.5]}}, "lr_scheduler": {"config": {"final_lr_scale": 0.0}}},
+    ),
     "no minutes": Case(["`train_minutes` must be greater than 0"], {"dataset": {"train_minutes": 0.0}}),
 }
 

@@ -9,6 +9,7 @@ Everything is counted in frames; crops start and end on the frame clock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,9 @@ class BatchConfig(Validatable):
 
         if self.max_seconds < frames.seconds(frames.RECEPTIVE_FIELD):
             result.add_error(f"`max_seconds` must be at least 0.025, one frame, but is {self.max_seconds} instead.")
+
+        if not math.isfinite(self.batch_seconds):
+            result.add_error(f"`batch_seconds` must be a finite number, but is {self.batch_seconds} instead.")
 
         if self.batch_seconds < self.max_seconds:
             result.add_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -41,10 +42,11 @@ class BatchingTaskConfig(Validatable):
         if self.num_workers < 1:
             result.add_error(f"`num_workers` must be greater than or equal to 1, but is {self.num_workers} instead.")
 
-        if self.global_batch_seconds is not None and self.global_batch_seconds <= 0.0:
-            result.add_error(
-                f"`global_batch_seconds` must be greater than 0, but is {self.global_batch_seconds} instead."
-            )
+        for name in ("global_batch_seconds", "valid_batch_seconds"):
+            seconds = getattr(self, name)
+
+            if seconds is not None and not 0.0 < seconds < math.inf:
+                result.add_error(f"`{name}` must be greater than 0 and finite, but is {seconds} instead.")
 
         if self.max_valid_batches is not None and self.max_valid_batches < 1:
             result.add_error(

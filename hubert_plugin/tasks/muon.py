@@ -31,6 +31,7 @@ from hubert_plugin.errors import ConfigError
 from hubert_plugin.models.hubert.frontend import ConvFeatureExtractor, ConvLayer
 from hubert_plugin.registry import prepare_section
 from hubert_plugin.tasks.cpu import has_bfloat16_units
+from hubert_plugin.tasks.rate_limits import optimizer_problems
 
 MUON_OPTIMIZER: Final = "muon"
 
@@ -76,7 +77,7 @@ class MuonConfig(Validatable):
 
 
 @dataclass(kw_only=True)
-class HubertOptimizerSection(OptimizerSection):
+class HubertOptimizerSection(OptimizerSection, Validatable):
     """Selects an optimizer: one of fairseq2's, or ``muon``. A preset may name another than the default's."""
 
     @override
@@ -84,6 +85,15 @@ class HubertOptimizerSection(OptimizerSection):
         prepare_section(self, resolver, Optimizer)
 
         super().structure(resolver)
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        for problem in optimizer_problems(self.config):
+            result.add_error(problem)
+
+        return result
 
 
 @final

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from hubert_plugin.registry import prepare_section
+from hubert_plugin.tasks.rate_limits import schedule_problems
 
 TRI_STAGE_STEPS: Final = "tri_stage_steps"
 
@@ -56,7 +57,7 @@ class TriStageStepsConfig(Validatable):
 
 
 @dataclass(kw_only=True)
-class HubertLRSchedulerSection(LRSchedulerSection):
+class HubertLRSchedulerSection(LRSchedulerSection, Validatable):
     """Selects a schedule: one of fairseq2's, or ``tri_stage_steps``. A preset may name another than the default's."""
 
     @override
@@ -64,6 +65,17 @@ class HubertLRSchedulerSection(LRSchedulerSection):
         prepare_section(self, resolver, LRScheduler)
 
         super().structure(resolver)
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        is_three_stages = isinstance(self.config, TriStageStepsConfig)
+
+        for problem in schedule_problems(self.config, final_scale_is_exponent=is_three_stages):
+            result.add_error(problem)
+
+        return result
 
 
 def create_tri_stage(optimizer: Optimizer, config: TriStageStepsConfig) -> TriStageLR:

@@ -13,7 +13,6 @@ from fairseq2.recipe.config import (
     GangSection,
     MixedPrecisionConfig,
     ModelSection,
-    OptimizerSection,
     RegimeSection,
     TrainerSection,
     TriStageLRConfig,
@@ -29,6 +28,7 @@ from hubert_plugin.registry import CriterionSection, TaskSection
 from hubert_plugin.tasks.early_stopping import EarlyStoppingSection
 from hubert_plugin.tasks.freezing import FreezingSection
 from hubert_plugin.tasks.hubert_ctc import HUBERT_CTC, HubertCtcTaskConfig
+from hubert_plugin.tasks.muon import HubertOptimizerSection
 from hubert_plugin.tasks.nonfinite import NonFiniteSection
 from hubert_plugin.tasks.pretrained import PretrainedSection
 from hubert_plugin.tasks.tokenizer import HubertTokenizerSection
@@ -81,8 +81,8 @@ class HubertFinetuneConfig:
         default_factory=lambda: TrainerSection(mixed_precision=MixedPrecisionConfig(mode="auto", dtype=torch.bfloat16))
     )
 
-    optimizer: OptimizerSection = field(
-        default_factory=lambda: OptimizerSection(
+    optimizer: HubertOptimizerSection = field(
+        default_factory=lambda: HubertOptimizerSection(
             name=ADAMW_OPTIMIZER,
             config=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, impl="fused"),
         )
