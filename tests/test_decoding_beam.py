@@ -339,6 +339,8 @@ def test_weights_change_what_is_found() -> None:
     [
         ({"beam": 0}, "`beam` must be 1 or greater"),
         ({"nbest": 0, "beam_threshold": 0.0}, r"`nbest` must be 1(.|\n)*`beam_threshold` must be greater"),
+        ({"lm_weight": math.inf, "sil_score": math.nan}, "`lm_weight` must be finite(.|\n)*`sil_score` must be finite"),
+        ({"word_score": -math.inf}, "`word_score` must be finite, but is -inf"),
         ({"emissions": "raw"}, "`emissions` must be log_probs or logits"),
         ({"name": "viterbi"}, "`name` must be greedy or beam"),
         ({"name": "greedy", "lm": "x.arpa"}, "decoder.name=beam"),

@@ -201,3 +201,17 @@ def test_options_that_cannot_be_used_are_named(config: Any, message: str) -> Non
     (problem,) = config.problems()
 
     assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "phrase"),
+    [
+        (RescoringConfig(weight=math.inf), "`weight` must be finite, but is inf"),
+        (TuningConfig(lm_weight=(0.0, math.inf)), "`lm_weight` must be finite, but is (0.0, inf)"),
+        (TuningConfig(word_score=(-math.inf, 5.0)), "`word_score` must be finite"),
+    ],
+)
+def test_infinite_weights_are_refused(options: RescoringConfig | TuningConfig, phrase: str) -> None:
+    (problem,) = options.problems()
+
+    assert phrase in problem

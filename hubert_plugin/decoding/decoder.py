@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from hubert_plugin.decoding.greedy import best_paths
 from hubert_plugin.decoding.hypothesis import Hypothesis, words_of_path
-from hubert_plugin.decoding.options import Options
+from hubert_plugin.decoding.options import Options, not_finite
 from hubert_plugin.errors import DecodingError, format_problems
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class BeamConfig(Options):
             for name in ("beam", "nbest", "beam_size_token")
             if (value := getattr(self, name)) is not None and value < 1
         ]
+
+        problems += not_finite(self, "lm_weight", "word_score", "sil_score")
 
         if not self.beam_threshold > 0.0:
             problems.append(f"`beam_threshold` must be greater than 0, but is {self.beam_threshold} instead.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
@@ -21,3 +23,17 @@ class Options(Validatable):
             result.add_error(problem)
 
         return result
+
+
+def not_finite(options: object, *names: str) -> list[str]:
+    """Return a sentence for each of the numbers, and of the lists of numbers, ``names`` that is not finite: scores
+    would be infinite, or not numbers, and every hypothesis as good as another."""
+    problems = []
+
+    for name in names:
+        value = getattr(options, name)
+
+        if not all(math.isfinite(x) for x in (value if isinstance(value, (list, tuple)) else (value,))):
+            problems.append(f"`{name}` must be finite, but is {value} instead.")
+
+    return problems

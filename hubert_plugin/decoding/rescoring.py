@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from hubert_plugin.decoding.hypothesis import Hypothesis
-from hubert_plugin.decoding.options import Options
+from hubert_plugin.decoding.options import Options, not_finite
 from hubert_plugin.errors import DecodingError
 
 CASES: Final = ("none", "lower", "upper")
@@ -51,7 +51,7 @@ class RescoringConfig(Options):
 
     @override
     def problems(self) -> list[str]:
-        problems = []
+        problems = not_finite(self, "weight")
 
         if self.case not in CASES:
             problems.append(f"`case` must be one of {', '.join(CASES)}, but is '{self.case}' instead.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from hubert_plugin.decoding.distance import EditCounts
-from hubert_plugin.decoding.options import Options
+from hubert_plugin.decoding.options import Options, not_finite
 from hubert_plugin.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class TuningConfig(Options):
             for name in ("lm_weight", "word_score")
             if not (len(value := getattr(self, name)) == 2 and value[0] < value[1])
         ]
+
+        problems += not_finite(self, "lm_weight", "word_score")
 
         if self.trials < 0:
             problems.append(f"`trials` must be 0 or greater, but is {self.trials} instead.")
