@@ -30,6 +30,12 @@ _LIMITS: Final = (
 )
 """Keys whose values fairseq2 does not check before it uses them: name, smallest and largest value, in words."""
 
+_MAY_BE_INFINITE: Final = re.compile(r"max_(?!\w*(batch|chunk)_seconds)\w+|\w*threshold")
+"""Keys of limits, where infinity says that there is none."""
+
+_FLOATS: Final = "float32, bfloat16, float16 or float64"
+_FLOATING: Final = re.compile(r"(torch\.)?(float32|bfloat16|float16|float64|float|half|double)")
+
 
 @dataclass(frozen=True)
 class ConfigSource:
@@ -173,13 +179,17 @@ class _Checker:
 
         origin, args = get_origin(items), get_args(items)
 
-        if reason := _why_unusable(value, hint, path):
+        reason = _why_unusable(value, hint, path)
+
+        if reason:
             self.problems.append(f"{self._label}: `{'.'.join(path)}` {reason}.")
 
             return
 
         if isinstance(value, Mapping):
-            if (kls := maybe_section_kls(hint)) is not None:
+            if path[-1] == "config_overrides":
+                self._check_plain(value, path)
+            elif (kls := maybe_section_kls(hint)) is not None:
                 self._check_section(value, kls, default, path)
             elif origin in (dict, Mapping) and len(args) == 2:
                 for key, item in _entries(value):
@@ -189,6 +199,17 @@ class _Checker:
         elif isinstance(value, list) and origin in (list, tuple, Sequence) and args:
             for idx, item in enumerate(value):
                 self._check_value(item, args[0], None, (*path[:-1], f"{path[-1]}[{idx}]"))
+
+    def _check_plain(self, value: object, path: tuple[str, ...]) -> None:
+        """Check numbers of whose types nothing is known here: the model's own options."""
+        if isinstance(value, Mapping):
+            for key, item in _entries(value):
+                self._check_plain(item, (*path, str(key)))
+        elif isinstance(value, list):
+            for idx, item in enumerate(value):
+                self._check_plain(item, (*path[:-1], f"{path[-1]}[{idx}]"))
+        elif reason := _why_unusable(value, object, path):
+            self.problems.append(f"{self._label}: `{'.'.join(path)}` {reason}.")
 
     def _add_problem(self, key: str, known: Sequence[str], path: tuple[str, ...]) -> None:
         if not self._judges_keys:
@@ -217,7 +238,13 @@ def _why_unusable(value: object, hint: object, path: tuple[str, ...]) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "must be a number, but is NaN"
 
+    if isinstance(value, float) and math.isinf(value) and not _MAY_BE_INFINITE.fullmatch(path[-1]):
+        return f"must be a finite number, but is {value}"
+
     options = _options(hint)
+
+    if isinstance(value, str) and any(_is_dtype(option) for option in options):
+        return "" if _FLOATING.fullmatch(value) else f"must be a floating-point type ({_FLOATS}), but is '{value}'"
 
     if isinstance(value, float) and not value.is_integer() and options == [int]:
         return f"must be a whole number, but is {value}"
@@ -230,10 +257,23 @@ def _why_unusable(value: object, hint: object, path: tuple[str, ...]) -> str:
             if re.fullmatch(pattern, path[-1]) and not lowest <= value <= highest:
                 return f"must be {words}, but is {value}"
 
-    if path[-1] == "config_overrides" and value is not None and not isinstance(value, Mapping):
-        return f"must hold keys and values, but is {value!r}"
+    if path[-1] == "config_overrides" and value is not None:
+        return _why_no_section(value)
 
     return ""
+
+
+def _why_no_section(value: object) -> str:
+    return "" if isinstance(value, Mapping) else f"must hold keys and values, but is {_in_yaml(value)}"
+
+
+def _in_yaml(value: object) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _is_dtype(hint: object) -> bool:
+    # By name: this module does not import torch.
+    return isinstance(hint, type) and (hint.__module__, hint.__qualname__) == ("torch", "dtype")
 
 
 def _options(hint: object) -> list[Any]:

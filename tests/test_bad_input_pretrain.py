@@ -300,6 +300,8 @@ def test_unreadable_audio_is_skipped_and_counted_where_the_policy_says_so(corpus
         ("trainer.max_grad_norm=-1", "`trainer.max_grad_norm` must be greater than 0"),
         ("common.seed=-1", "`common.seed` must be a number from 0"),
         ("optimizer.config.lr=.nan", "`optimizer.config.lr` must be a number, but is NaN"),
+        ("task.config.batching.batch_seconds=.inf", "`task.config.batching.batch_seconds` must be a finite number"),
+        ("trainer.mixed_precision.dtype=int8", "`trainer.mixed_precision.dtype` must be a floating-point type"),
         (
             "model.name=hubert_bas_ls960",
             "'hubert_bas_ls960' is not a known model (`model.name`). Did you mean 'hubert_base_ls960'",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fairseq2.runtime.dependency import get_dependency_resolver
 from processes import assert_answer, command_server
 
@@ -22,6 +23,11 @@ class Inner:
     parts: dict[str, list[int]] | None = None
     rate: float | None = None
     places: list[Path] = field(default_factory=list)
+    rates: tuple[float, float] = (0.0, 1.0)
+    max_seconds: float = 1.0
+    max_batch_seconds: float = 1.0
+    dtype: torch.dtype = torch.float32
+    config_overrides: object | None = None
 
 
 @dataclass(kw_only=True)
@@ -38,6 +44,15 @@ class Outer:
         ({"parts": {"low": "12"}}, r"`inner.parts.low` must be a list"),
         ({"rate": float("nan")}, "`inner.rate` must be a number, but is NaN"),
         ({"places": "data"}, "`inner.places` must be a list"),
+        ({"rate": float("inf")}, "`inner.rate` must be a finite number, but is inf"),
+        ({"rates": [1.0, float("-inf")]}, r"`inner.rates\[1\]` must be a finite number, but is -inf"),
+        ({"max_batch_seconds": float("inf")}, "`inner.max_batch_seconds` must be a finite number"),
+        ({"dtype": "int8"}, "`inner.dtype` must be a floating-point type .*, but is 'int8'"),
+        ({"config_overrides": {"temp": float("nan")}}, "`inner.config_overrides.temp` must be a number, but is NaN"),
+        (
+            {"config_overrides": {"heads": [{"weight": float("inf")}]}},
+            r"`inner.config_overrides.heads\[0\].weight` must",
+        ),
     ],
 )
 def test_values_below_options_that_may_be_null_are_judged(values: dict[str, Any], phrase: str) -> None:
@@ -50,7 +65,18 @@ def test_values_below_options_that_may_be_null_are_judged(values: dict[str, Any]
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"sizes": None}, {"sizes": [50, 2.0]}, {"parts": {"low": [0, 2]}}, {"rate": 2.5}, {"places": ["a", "b"]}],
+    [
+        {},
+        {"sizes": None},
+        {"sizes": [50, 2.0]},
+        {"parts": {"low": [0, 2]}},
+        {"rate": 2.5},
+        {"places": ["a", "b"]},
+        {"max_seconds": float("inf")},
+        {"dtype": "bfloat16"},
+        {"dtype": "torch.float16"},
+        {"config_overrides": {"temp": 0.5, "heads": [{"weight": 1}], "kind": "product"}},
+    ],
 )
 def test_values_that_can_be_used_are_let_through(values: dict[str, Any]) -> None:
     check_config_keys(Outer, [ConfigSource("--config", {"inner": values})])
