@@ -74,6 +74,12 @@ def read_config_file(path: Path) -> ConfigSource:
     if not documents or documents[0] is None:
         raise ConfigError(f"The configuration file '{path}' is empty.")
 
+    if any(document is not None for document in documents[1:]):
+        raise ConfigError(
+            f"The configuration file '{path}' holds {len(documents)} YAML documents (divided by `---`), but must hold "
+            "one. Put all keys into one document."
+        )
+
     if not isinstance(documents[0], Mapping):
         raise ConfigError(
             f"The configuration file '{path}' must hold keys and values, but holds a {type(documents[0]).__name__}."

@@ -12,7 +12,7 @@ import torch
 from fairseq2.runtime.dependency import get_dependency_resolver
 from processes import assert_answer, command_server
 
-from hubert_plugin.config_check import ConfigSource, check_config_keys, check_config_values
+from hubert_plugin.config_check import ConfigSource, check_config_keys, check_config_values, read_config_file
 from hubert_plugin.errors import ConfigError
 from hubert_plugin.registry import UnitModel, check_component_values
 
@@ -102,6 +102,20 @@ def test_unknown_keys_are_judged_by_one_of_the_two_only() -> None:
 def test_components_are_not_given_rounded_numbers(name: str, config: dict[str, Any], phrase: str) -> None:
     with pytest.raises(ConfigError, match=f"^the configuration of '{name}': {phrase}"):
         check_component_values(get_dependency_resolver(), UnitModel, name, config)
+
+
+def test_a_file_of_several_documents_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "two.yaml"
+
+    file.write_text("---\na: 1\n---\nb: 2\n")
+
+    with pytest.raises(ConfigError, match=r"two.yaml' holds 2 YAML documents .* but must hold one"):
+        read_config_file(file)
+
+    # Nothing is lost where nothing follows.
+    file.write_text("---\na: 1\n---\n")
+
+    assert read_config_file(file).values == {"a": 1}
 
 
 def test_components_with_values_of_their_own_are_let_through() -> None:
