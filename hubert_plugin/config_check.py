@@ -187,6 +187,9 @@ class _Checker:
 
         reason = _why_unusable(value, hint, path)
 
+        if path[-1] == "config" and is_dataclass(default) and path[:-1] not in self._exchanged:
+            reason = reason or _why_no_section(value)
+
         if reason:
             self.problems.append(f"{self._label}: `{'.'.join(path)}` {reason}.")
 

@@ -271,6 +271,9 @@ def check_component_values(resolver: DependencyResolver, kls: type, name: str, c
     """
     entry = resolver.maybe_resolve(_ComponentEntry, key=(kls, name))
 
+    if entry is not None and config is None and is_dataclass(entry.config_kls):
+        raise ConfigError(f"the configuration of '{name}' must hold keys and values, but is null.")
+
     if entry is not None and isinstance(config, Mapping):
         check_config_values(entry.config_kls, ConfigSource(f"the configuration of '{name}'", config))
 

@@ -14,6 +14,7 @@ from processes import assert_answer, command_server
 
 from hubert_plugin.config_check import ConfigSource, check_config_keys, check_config_values, read_config_file
 from hubert_plugin.errors import ConfigError
+from hubert_plugin.recipes.hubert.pretrain.config import HubertPretrainConfig
 from hubert_plugin.registry import UnitModel, check_component_values
 
 
@@ -102,6 +103,21 @@ def test_unknown_keys_are_judged_by_one_of_the_two_only() -> None:
 def test_components_are_not_given_rounded_numbers(name: str, config: dict[str, Any], phrase: str) -> None:
     with pytest.raises(ConfigError, match=f"^the configuration of '{name}': {phrase}"):
         check_component_values(get_dependency_resolver(), UnitModel, name, config)
+
+
+def test_a_section_that_is_null_is_named_with_its_key() -> None:
+    source = ConfigSource("x.yaml", {"task": {"config": None}})
+
+    with pytest.raises(ConfigError, match=r"^x.yaml: `task.config` must hold keys and values, but is null\.$"):
+        check_config_keys(HubertPretrainConfig, [source])
+
+    # A component that is chosen instead may have none.
+    check_config_keys(
+        HubertPretrainConfig, [ConfigSource("x.yaml", {"lr_scheduler": {"name": "passthrough", "config": None}})]
+    )
+
+    with pytest.raises(ConfigError, match="the configuration of 'product' must hold keys and values, but is null"):
+        check_component_values(get_dependency_resolver(), UnitModel, "product", None)
 
 
 def test_a_file_of_several_documents_is_refused(tmp_path: Path) -> None:
