@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -18,7 +19,12 @@ from fairseq2.recipe.config import (
 )
 
 from hubert_plugin.tasks.muon import HubertOptimizerSection
-from hubert_plugin.tasks.tri_stage import HubertLRSchedulerSection, TriStageStepsConfig, create_tri_stage
+from hubert_plugin.tasks.tri_stage import (
+    HubertLRSchedulerSection,
+    TriStageStepsConfig,
+    choose_final_rate,
+    create_tri_stage,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,3 +88,49 @@ def test_options_at_their_limits_are_let_through(config: Any) -> None:
     assert not HubertLRSchedulerSection(name="any", config=config).validate().errors
 
     assert not HubertOptimizerSection(name="any", config=AdamWConfig(lr=0.0, betas=(0.0, 0.999))).validate().errors
+
+
+LINEAR = {"num_warmup_steps": 100, "power": 1.0, "start_lr": 0.0, "final_lr": 0.0}
+"""What the default of ``pretrain`` leaves beside the options of another schedule."""
+
+STAGES = {"stage_ratio": [0.1, 0.4, 0.5], "start_lr_scale": 0.01, "final_lr_scale": 0.05}
+"""What that of ``finetune`` leaves."""
+
+
+@pytest.mark.parametrize(
+    ("config", "final_lr", "final_lr_scale"),
+    [
+        (LINEAR, 0.0, None),
+        ({**LINEAR, "final_lr": 1e-5}, 1e-5, None),
+        ({**LINEAR, "final_lr_scale": 0.1}, None, 0.1),
+        (STAGES, None, 0.05),
+        ({**STAGES, "final_lr": 1e-5}, 1e-5, None),
+    ],
+)
+def test_one_final_rate_is_left_where_a_cosine_takes_the_defaults_place(
+    config: dict[str, Any], final_lr: float | None, final_lr_scale: float | None
+) -> None:
+    cosine = cosine_of(config)
+
+    assert (cosine.final_lr, cosine.final_lr_scale) == (final_lr, final_lr_scale)
+    assert not cosine.validate().errors
+
+    # Other schedules are left alone.
+    assert choose_final_rate("tri_stage", config) is config
+
+
+def test_two_final_rates_that_were_asked_for_are_refused() -> None:
+    cosine = cosine_of({**LINEAR, "final_lr": 1e-5, "final_lr_scale": 0.1})
+
+    assert "must not be specified at the same time" in str(cosine.validate())
+
+
+def cosine_of(config: dict[str, Any]) -> CosineAnnealingLRConfig:
+    """The schedule from its own options."""
+    chosen = choose_final_rate("cosine_annealing", config)
+
+    assert isinstance(chosen, dict)
+
+    known = {f.name for f in fields(CosineAnnealingLRConfig)}
+
+    return CosineAnnealingLRConfig(**{key: value for key, value in chosen.items() if key in known})

@@ -171,9 +171,9 @@ def test_maxima_that_the_checkpoint_has_not_are_asked_for() -> None:
         Training(linear(8), amsgrad=True).load(before)
 
 
-def test_a_run_that_goes_on_for_more_steps_goes_on_learning(tmp_path: Path) -> None:
-    """The old schedule ends at 0."""
-    config = write_config(
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(
         tmp_path / "config.yaml",
         pretrain_config(
             make_corpus(tmp_path / "corpus", num_train=4, num_valid=1, seconds=(1.0, 1.01)),
@@ -190,6 +190,21 @@ def test_a_run_that_goes_on_for_more_steps_goes_on_learning(tmp_path: Path) -> N
         ),
     )
 
+
+def test_a_cosine_in_the_place_of_the_defaults_schedule_ends_where_that_does(config: Path, tmp_path: Path) -> None:
+    run = command_server().pretrain(
+        tmp_path / "out", config, "lr_scheduler.name=cosine_annealing", "regime.num_steps=3"
+    )
+
+    assert run.wait() == 0, run.raw
+
+    rates = [r["Learning Rate"] for r in read_metrics(tmp_path / "out") if "Loss" in r]
+
+    assert rates == pytest.approx([0.0, 0.001, 0.0005], rel=1e-6)
+
+
+def test_a_run_that_goes_on_for_more_steps_goes_on_learning(config: Path, tmp_path: Path) -> None:
+    """The old schedule ends at 0."""
     out = tmp_path / "out"
 
     for num_steps, lr in ((4, 0.001), (8, 0.002)):

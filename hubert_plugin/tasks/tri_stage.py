@@ -6,12 +6,13 @@ updates and stops after 25,000 of them (FACTS 1.5), which ratios cannot say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from fairseq2.optim.lr_schedulers import LRScheduler, TriStageLR
 from fairseq2.recipe.component import register_component
-from fairseq2.recipe.config import LRSchedulerSection
+from fairseq2.recipe.config import COSINE_ANNEALING_LR, LRSchedulerSection, PolynomialDecayLRConfig
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.optim import Optimizer
@@ -62,6 +63,8 @@ class HubertLRSchedulerSection(LRSchedulerSection, Validatable):
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
+        self.config = choose_final_rate(self.name, self.config)
+
         prepare_section(self, resolver, LRScheduler)
 
         super().structure(resolver)
@@ -76,6 +79,32 @@ class HubertLRSchedulerSection(LRSchedulerSection, Validatable):
             result.add_error(problem)
 
         return result
+
+
+def choose_final_rate(name: str, config: object) -> object:
+    """Return the options of the schedule ``name`` without a second final learning rate that nobody asked for.
+
+    Options that the default's schedule has in common with the chosen one are kept. Of ``cosine_annealing``, which takes
+    either ``final_lr`` or ``final_lr_scale`` and has a default for the latter, ``polynomial_decay`` has the one and
+    ``tri_stage`` the other: what the default does not have is the user's, and holds.
+    """
+    if name != COSINE_ANNEALING_LR or not isinstance(config, Mapping):
+        return config
+
+    rate, scale = config.get("final_lr"), config.get("final_lr_scale")
+
+    # Options that only these schedules have tell which was the default.
+    if "power" in config and rate is not None:
+        if scale is None:
+            return {**config, "final_lr_scale": None}
+
+        # Another rate than the default's was asked for, too: that is a contradiction, which is refused.
+        return {**config, "final_lr": None} if rate == PolynomialDecayLRConfig().final_lr else config
+
+    if "stage_ratio" in config and rate is not None:
+        return {**config, "final_lr_scale": None}
+
+    return config
 
 
 def create_tri_stage(optimizer: Optimizer, config: TriStageStepsConfig) -> TriStageLR:

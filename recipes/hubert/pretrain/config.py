@@ -8,6 +8,7 @@ import torch
 from fairseq2.recipe.config import (
     POLYNOMIAL_DECAY_LR,
     CommonSection,
+    CosineAnnealingLRConfig,
     GangSection,
     MixedPrecisionConfig,
     ModelSection,
@@ -121,7 +122,10 @@ class HubertPretrainConfig(Validatable):
 
         # fairseq2 says so, too, but only when labels are made, and by a key that there is not.
         if (
-            isinstance(schedule, PolynomialDecayLRConfig)
+            (
+                isinstance(schedule, PolynomialDecayLRConfig)
+                or (isinstance(schedule, CosineAnnealingLRConfig) and schedule.cycle_len is None)
+            )
             and num_steps is not None
             and schedule.num_warmup_steps >= num_steps
         ):
