@@ -237,6 +237,37 @@ def test_card_of_ones_own_may_point_at_any_format(tmp_path: Path) -> None:
         assert "one of 4 layers of 256" in results[f"other_arch_card{suffix}"]
 
 
+def test_checkpoint_is_found_whatever_is_in_its_path(tmp_path: Path) -> None:
+    """Addresses quote blanks, umlauts and signs; paths do not."""
+    folder = tmp_path / "cards of jürgen#1"
+
+    (folder / "cards").mkdir(parents=True)
+
+    for name in ("h+x~1.pt", "ä b.pt", "100%20.pt"):
+        shutil.copy(FAIRSEQ / "tiny_post.pt", folder / "cards" / name)
+
+    described_by = {"model_family": "hubert", "model_arch": "base", "model_config_overrides": TINY}
+
+    paths = {
+        "relative": "h+x~1.pt",
+        "umlaut": "ä b.pt",
+        "percent": "100%20.pt",
+        "absolute": str(folder / "cards/ä b.pt"),
+        "address": f"file://{folder / 'cards/ä b.pt'}",
+        "quoted": (folder / "cards/h+x~1.pt").as_uri(),
+    }
+
+    missing = {"name": "missing", **described_by, "checkpoint": "nö thing.pt"}
+
+    results = run_cards(folder, [{"name": n, **described_by, "checkpoint": p} for n, p in paths.items()] + [missing])
+
+    for name in paths:
+        assert results[name].startswith("LOADED HubertModel"), results[name]
+        assert results[f"{name}/fairseq2"].startswith("LOADED HubertModel"), results[f"{name}/fairseq2"]
+
+    assert f"there is no '{folder / 'cards/nö thing.pt'}'" in results["missing"]
+
+
 def test_without_a_connection_the_file_and_its_place_are_named(tmp_path: Path) -> None:
     url = "https://localhost:1/models/hubert.pt"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq2.assets import get_asset_store
+from fairseq2.assets import AssetCard, get_asset_store
 from fairseq2.composition import register_package_assets  # noqa: F401 - the extension is set up by fairseq2 itself
 from fairseq2.data.tokenizers import load_tokenizer
 from hypothesis import given, settings
@@ -268,3 +268,18 @@ class TestNormalization:
         assert "`case` must be one of upper, lower, none" in str(result)
         assert "`unicode_form` must be one of" in str(result)
         assert "must not replace the empty text" in str(result)
+
+
+def test_files_are_found_whatever_is_in_their_paths(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "jürgen's #1"
+
+    folder.mkdir()
+
+    (folder / "dict.ltr.txt").write_text("| 9\nE 8\nT 7\n")
+
+    (folder / "pieces.model").write_bytes(trained.read_bytes())
+
+    for family, file in (("hubert_letters", "dict.ltr.txt"), ("hubert_sentencepiece", "pieces.model")):
+        card = AssetCard("mine", {"tokenizer_family": family, "tokenizer": file, "__base_path__": folder.resolve()})
+
+        assert isinstance(load_tokenizer(card), CtcTokenizer)

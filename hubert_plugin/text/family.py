@@ -14,6 +14,7 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver,
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from hubert_plugin.card_files import with_plain_path
 from hubert_plugin.errors import TextError
 from hubert_plugin.text.dictionary import read_dictionary
 from hubert_plugin.text.symbols import NAMED_SYMBOLS
@@ -70,7 +71,7 @@ class LettersFamily(TokenizerFamily):
     @override
     def load_tokenizer(self, card: AssetCard, gangs: Gangs, config: object | None) -> Tokenizer:
         if card.maybe_get_field("tokenizer") is not None:
-            return self._standard.load_tokenizer(card, gangs, config)
+            return self._standard.load_tokenizer(with_plain_path(card, "tokenizer"), gangs, config)
 
         if config is None:
             config = self.get_tokenizer_config(card)
@@ -100,6 +101,14 @@ class LettersFamily(TokenizerFamily):
     @override
     def config_kls(self) -> type[object]:
         return self._standard.config_kls
+
+
+class PiecesFamily(StandardTokenizerFamily):  # type: ignore[misc] # final, but one step of many is to be another
+    """fairseq2's, but models on this machine are found whatever is in their paths."""
+
+    @override
+    def load_tokenizer(self, card: AssetCard, gangs: Gangs, config: object | None) -> Tokenizer:
+        return super().load_tokenizer(with_plain_path(card, "tokenizer"), gangs, config)
 
 
 def create_letters(config: HubertLettersConfig) -> LetterTokenizer:
@@ -149,7 +158,7 @@ def register_tokenizers(container: DependencyContainer) -> None:
     def create_pieces_family(resolver: DependencyResolver) -> TokenizerFamily:
         return wire_object(
             resolver,
-            StandardTokenizerFamily,
+            PiecesFamily,
             name=HUBERT_SENTENCEPIECE,
             kls=CtcTokenizer,
             config_kls=HubertSentencePieceConfig,

@@ -33,6 +33,7 @@ from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.uri import Uri
 from filelock import FileLock
 
+from hubert_plugin.card_files import get_local_path
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY
 from hubert_plugin.models.hubert_ctc.config import HUBERT_CTC_FAMILY
@@ -153,7 +154,7 @@ def fetch_card(card: AssetCard) -> Path:
         ) from ex
 
     if uri.scheme == "file":
-        path = uri.to_path()
+        path = get_local_path(uri)
 
         if not path.exists():
             raise CheckpointError(f"The checkpoint of the asset card '{name}' is not found: there is no '{path}'.")

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from fairseq2.assets import AssetCard
 from fairseq2.composition.models import AdvancedModelFactory
+from fairseq2.data_type import DataType
+from fairseq2.gang import Gangs
 from fairseq2.model_checkpoint import ModelCheckpointLoader, ModelCheckpointLoadOptions
 from fairseq2.models.family import ModelFamily, StandardModelFamily
 from fairseq2.runtime.dependency import DependencyContainer, DependencyLookup, DependencyResolver, wire_object
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
+from hubert_plugin.card_files import with_plain_path
 from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.interop.fit import encoder_of, fit_state_dict
 from hubert_plugin.models.interop.keys import ENCODER_PREFIX, AnyConfig, encoder_config
@@ -89,6 +93,16 @@ class HubertCheckpointLoader(ModelCheckpointLoader):
         return path.exists()
 
 
+class HubertModelFamily(StandardModelFamily):  # type: ignore[misc] # final, but one step of many is to be another
+    """fairseq2's, but checkpoints on this machine are found whatever is in their paths."""
+
+    @override
+    def load_model(
+        self, card: AssetCard, gangs: Gangs, dtype: DataType, config: object | None, load_rank0_only: bool, mmap: bool
+    ) -> Module:
+        return super().load_model(with_plain_path(card, "checkpoint"), gangs, dtype, config, load_rank0_only, mmap)
+
+
 def register_hubert_family(
     container: DependencyContainer,
     name: str,
@@ -110,7 +124,7 @@ def register_hubert_family(
 
         return wire_object(
             resolver,
-            StandardModelFamily,
+            HubertModelFamily,
             name=name,
             kls=kls,
             configs=configs,
