@@ -138,7 +138,8 @@ def _run_assets(argv: list[str]) -> None:
     else:
         import_fairseq2()
 
-        _run_as_main("fairseq2.assets", ["fairseq2 assets", *argv])
+        with _wording_errors():
+            _run_as_main("fairseq2.assets", ["fairseq2 assets", *argv])
 
 
 def _run_as_main(module: str, argv: list[str]) -> None:
@@ -213,7 +214,6 @@ def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
 
     instance = _load_recipe(package, recipe)
 
-    from fairseq2.logging import log
     from fairseq2.recipe.cli import main as fairseq2_main
 
     sources += _read_overrides(args.config_overrides or [])
@@ -235,12 +235,21 @@ def _run_recipe(package: str, recipe: str | type[Recipe] | Recipe) -> None:
     # A key that is not set is no crash that wandb's makers should be told of, again and again without a network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-    sentences = ErrorSentences(instance.config_kls)
+    with _wording_errors(instance.config_kls):
+        fairseq2_main(instance)
+
+
+@contextmanager
+def _wording_errors(config_kls: type | None = None) -> Iterator[None]:
+    """Let fairseq2, which logs errors and exits, answer those that a user can mend with a sentence and exit code 2."""
+    from fairseq2.logging import log
+
+    sentences = ErrorSentences(config_kls)
 
     log.logger.addFilter(sentences)
 
     try:
-        fairseq2_main(instance)
+        yield
     except SystemExit:
         if sentences.exit_code is not None:
             sys.exit(sentences.exit_code)

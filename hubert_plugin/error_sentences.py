@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
+from hubert_plugin.card_errors import maybe_describe_card_error
 from hubert_plugin.config_check import get_hints, maybe_section_kls
 from hubert_plugin.errors import ConfigError, HubertError
 
@@ -166,6 +167,10 @@ class ErrorSentences(logging.Filter):
         for cause in causes:
             if isinstance(cause, HubertError):
                 return str(cause)
+
+        for cause in causes:
+            if (sentence := maybe_describe_card_error(cause)) is not None:
+                return sentence
 
         if isinstance(ex, RecipeConfigParseError | StructureError):
             return describe_config_error(ex, self._config_kls)

@@ -3,21 +3,21 @@ stands nor which are."""
 
 from __future__ import annotations
 
-from fairseq2.assets import AssetStore
 from fairseq2.recipe.config import DatasetSection, ModelSection
 from fairseq2.runtime.dependency import DependencyResolver
 
 from hubert_plugin.data.dataset import HUBERT_DATASET
-from hubert_plugin.models.interop.cards import list_cards
+from hubert_plugin.models.interop.cards import list_cards, open_card_store
 from hubert_plugin.registry import unknown_name_error
 
 
 def check_card_names(resolver: DependencyResolver, model: ModelSection, dataset: DatasetSection) -> None:
     """Check ``model.name`` and ``dataset.name``.
 
+    :raises CheckpointError: The folders of cards cannot be read.
     :raises ConfigError: There is no such card; names the nearest.
     """
-    store = resolver.resolve(AssetStore)
+    store = open_card_store(resolver)
 
     def is_unknown(name: str | None) -> bool:
         return name is not None and store.maybe_retrieve_card(name) is None

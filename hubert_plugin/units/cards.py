@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq2.assets import AssetCardError, AssetCardNotValidError, AssetStore
-from fairseq2.error import OperationalError
-from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.assets import AssetCardError, AssetCardNotValidError
 
 from hubert_plugin.errors import CheckpointError, UnitModelError
-from hubert_plugin.models.interop.cards import fetch_card
+from hubert_plugin.models.interop.cards import fetch_card, open_card_store
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def find_card_units(name: str, *, trust_pickle: bool) -> CardUnits | None:
         cannot be fetched; says which file to put where.
     """
     try:
-        card = get_dependency_resolver().resolve(AssetStore).maybe_retrieve_card(name)
+        card = open_card_store().maybe_retrieve_card(name)
 
         if card is None:
             return None
@@ -44,7 +42,9 @@ def find_card_units(name: str, *, trust_pickle: bool) -> CardUnits | None:
         field = card.maybe_get_field("units")
 
         section: Any = None if field is None else field.value
-    except (AssetCardError, AssetCardNotValidError, OperationalError) as ex:
+    except CheckpointError as ex:
+        raise UnitModelError(str(ex)) from ex
+    except (AssetCardError, AssetCardNotValidError) as ex:
         raise UnitModelError(f"The asset card '{name}' cannot be read: {ex}") from ex
 
     if not isinstance(section, Mapping):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
-from fairseq2.assets import AssetCardError, AssetNotFoundError, AssetStore
+from fairseq2.assets import AssetCardError, AssetNotFoundError
 from fairseq2.datasets import DatasetFamily
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -24,6 +24,7 @@ from hubert_plugin.data.feature_files import FeatureFormat
 from hubert_plugin.data.stored_features import check_feature_rate, open_stored_features
 from hubert_plugin.errors import MAX_SHOWN_PROBLEMS, ConfigError, UnitModelError, format_problems
 from hubert_plugin.frames import SUPPORTED_LABEL_RATES
+from hubert_plugin.models.interop.cards import open_card_store
 from hubert_plugin.registry import Features, FeatureSource, Waveform
 from hubert_plugin.units.stream import AudioFeatureStream, FeatureStream, describe_manifest
 
@@ -204,6 +205,7 @@ def create_fairseq_source(resolver: DependencyResolver, config: StoredFeatureCon
 def _with_path(resolver: DependencyResolver, config: StoredFeatureConfig) -> StoredFeatureConfig:
     """Fill in the path that the dataset card says.
 
+    :raises CheckpointError: The folders of cards cannot be read.
     :raises ConfigError: There is no such card, it names no features, or a path is given as well.
     """
     if config.dataset is None:
@@ -213,7 +215,7 @@ def _with_path(resolver: DependencyResolver, config: StoredFeatureConfig) -> Sto
         raise ConfigError("`features.config.path` and `features.config.dataset` must not both be given.")
 
     try:
-        card = resolver.resolve(AssetStore).retrieve_card(config.dataset)
+        card = open_card_store(resolver).retrieve_card(config.dataset)
 
         family = card.field("dataset_family").as_(str)
     except AssetNotFoundError:

@@ -25,14 +25,16 @@ from fairseq2.assets import (
     AssetDirectoryAccessor,
     AssetDownloadError,
     AssetDownloadManager,
+    AssetMetadataError,
     AssetStore,
 )
 from fairseq2.error import OperationalError
 from fairseq2.models.family import ModelFamily
-from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.runtime.dependency import DependencyResolver, get_dependency_resolver
 from fairseq2.utils.uri import Uri
 from filelock import FileLock
 
+from hubert_plugin.card_errors import maybe_describe_card_error
 from hubert_plugin.card_files import get_local_path
 from hubert_plugin.errors import CheckpointError
 from hubert_plugin.models.hubert.config import HUBERT_FAMILY
@@ -55,16 +57,27 @@ _HUB_FILES: Final = (
 )
 
 
+def open_card_store(resolver: DependencyResolver | None = None) -> AssetStore:
+    """Return all asset cards; fairseq2 reads their files when it is first asked.
+
+    :raises CheckpointError: A file is broken, or two cards have one name.
+    """
+    try:
+        return (resolver or get_dependency_resolver()).resolve(AssetStore)
+    except (AssetMetadataError, OperationalError) as ex:
+        sentence = maybe_describe_card_error(ex)
+
+        raise CheckpointError(sentence or f"The asset cards cannot be read: {first_lines(ex)}") from ex
+
+
 def find_card(name: str) -> AssetCard | None:
     """Return an asset card of one of our families; ``None``: there is no card of that name.
 
-    :raises CheckpointError: It is a card of something else.
+    :raises CheckpointError: It is a card of something else, or the folders of cards cannot be read.
     """
-    store = get_dependency_resolver().resolve(AssetStore)
-
     try:
-        card = store.maybe_retrieve_card(name)
-    except (AssetCardError, AssetCardNotValidError, OperationalError) as ex:
+        card = open_card_store().maybe_retrieve_card(name)
+    except (AssetCardError, AssetCardNotValidError) as ex:
         raise CheckpointError(f"The asset card '{name}' cannot be read: {first_lines(ex)}") from ex
 
     if card is None:
@@ -102,8 +115,11 @@ def unknown_source_error(name: str) -> CheckpointError:
 
 
 def list_cards(field_name: str = "model_family", families: Collection[str] = FAMILIES) -> list[str]:
-    """Return the names of the cards of our families of models, or of others."""
-    store = get_dependency_resolver().resolve(AssetStore)
+    """Return the names of the cards of our families of models, or of others.
+
+    :raises CheckpointError: The folders of cards cannot be read.
+    """
+    store = open_card_store()
 
     names = set()
 
