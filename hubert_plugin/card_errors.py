@@ -8,15 +8,38 @@ from pathlib import Path
 from typing import Final
 
 _BROKEN_FILE: Final = re.compile(r"^(.+) cannot be loaded as YAML\.$", re.DOTALL)
+_FIELD: Final = re.compile(r"^(\w+) field of the .+? asset card\b", re.DOTALL)
+_CLASS: Final = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+_SECTION: Final = re.compile(r"must be of type `\w+` or `Mapping`")
 _ONE_FOLDER: Final = re.compile(r"^Two assets (?:at|in) .* have the same name (\S+)\.$", re.DOTALL)
 _TWO_FOLDERS: Final = re.compile(r"^An asset with name (\S+) exists in both (.+) and (.+)\.$", re.DOTALL)
 
 
 def maybe_describe_card_error(ex: BaseException) -> str | None:
-    """Say in a sentence what is wrong with the folders of asset cards; ``None``: that is not what ``ex`` is about."""
-    from fairseq2.assets import AssetMetadataError
+    """Say in a sentence what is wrong with an asset card or a folder of them; ``None``: ``ex`` is about neither."""
+    from fairseq2.assets import AssetCardError, AssetCardNotValidError, AssetMetadataError
 
-    return _describe_folder(ex) if isinstance(ex, AssetMetadataError) else None
+    if isinstance(ex, AssetMetadataError):
+        return _describe_folder(ex)
+
+    return _describe_card(ex, ex.name) if isinstance(ex, AssetCardError | AssetCardNotValidError) else None
+
+
+def _describe_card(ex: BaseException, name: str) -> str:
+    field = _FIELD.match(str(ex))
+
+    if ex.__cause__ is None or field is None:
+        message = _CLASS.sub(r"\1", _FIELD.sub(r"`\1`", str(ex)))
+
+        return f"The asset card '{name}' cannot be used: {message}"
+
+    from hubert_plugin.error_sentences import describe_config_error  # which asks this module itself
+
+    reason = describe_config_error(ex.__cause__).removeprefix("The configuration cannot be used: ")
+
+    reason = _SECTION.sub("must hold keys and values", reason)
+
+    return f"The asset card '{name}' cannot be used, for its `{field[1]}`: {reason}"
 
 
 def _describe_folder(ex: BaseException) -> str:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 from builders import pretrain_config, write_config
+from fairseq2.assets import AssetCard, AssetCardError
+from fairseq2.data.tokenizers import TokenizerFamily
+from fairseq2.models.family import ModelFamily
+from fairseq2.runtime.dependency import get_dependency_resolver
 from processes import Run, assert_answer, command_server
+
+from hubert_plugin.card_errors import maybe_describe_card_error
 
 BROKEN = "name: x\n  model_family: hubert\n"
 
@@ -97,3 +103,67 @@ def test_training_answers_it_although_it_names_no_card(cards: Path) -> None:
 
     assert_answer(server.pretrain(out, config, env={"FAIRSEQ2_USER_ASSET_DIR": str(cards)}), phrases)
     assert_answer(server.pretrain(out, config, f"common.assets.extra_paths=[{cards}]"), phrases)
+
+
+CARD = "name: mine\ndataset_family: hubert\ndataset_config: "
+
+FIELDS = {
+    "unknown key": (
+        "pretrain",
+        CARD + "{manifest_dr: /data}",
+        ["dataset.name=mine"],
+        "for its `dataset_config`: 'manifest_dr' is not a known key. Did you mean 'manifest_dir'",
+    ),
+    "number": ("pretrain", CARD + "3", ["dataset.name=mine"], "for its `dataset_config`: must hold keys and values"),
+    "features": (
+        "cluster",
+        CARD + "{feature_file: /data}",
+        ["manifest_dir=.", "features.name=kaldi", "features.config={dataset: mine}"],
+        "'feature_file' is not a known key. Did you mean 'feature_files'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_wrong_field_of_a_card_is_named(cards: Path, name: str) -> None:
+    verb, text, overrides, phrase = FIELDS[name]
+
+    (cards / "a.yaml").write_text(text)
+
+    assert_answer(recipe(cards, verb, *overrides), ["The asset card 'mine' cannot be used", phrase])
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "config", "phrase"),
+    [
+        ("model", "model_config_overrides", {"normalise_audio": True}, "Did you mean 'normalize_audio'"),
+        (
+            "model",
+            "model_arch",
+            "huge",
+            "cannot be used: `model_arch` is expected to be a supported model architecture",
+        ),
+        ("tokenizer", "tokenizer_config", {"symbol": ["a"]}, "Did you mean 'symbols'"),
+        ("tokenizer", "tokenizer_config", 4, "for its `tokenizer_config`: must hold keys and values"),
+        (
+            "tokenizer",
+            "tokenizer_config",
+            {"symbols": ["|", 1]},
+            "for its `tokenizer_config`: 'symbols[1]' cannot be used",
+        ),
+    ],
+)
+def test_wrong_field_of_a_model_or_tokenizer_is_named(family: str, key: str, config: object, phrase: str) -> None:
+    resolver = get_dependency_resolver()
+
+    card = AssetCard("mine", {key: config})
+
+    with pytest.raises(AssetCardError) as info:
+        if family == "model":
+            resolver.resolve(ModelFamily, key="hubert").get_model_config(card)
+        else:
+            resolver.resolve(TokenizerFamily, key="hubert_letters").get_tokenizer_config(card)
+
+    sentence = maybe_describe_card_error(info.value)
+
+    assert sentence is not None and sentence.startswith("The asset card 'mine' cannot be used") and phrase in sentence
