@@ -13,6 +13,7 @@ import torch
 from builders import one_thread  # noqa: F401 - a fixture
 from fairseq2.assets import AssetCard, AssetStore
 from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.utils.uri import Uri
 from golden import FAIRSEQ
 from processes import command_server
 from ruamel.yaml import YAML
@@ -23,7 +24,7 @@ from hubert_plugin.models.hubert.config import HubertConfig
 from hubert_plugin.models.hubert.factory import create_hubert_model
 from hubert_plugin.models.hubert_ctc.config import HubertCtcConfig
 from hubert_plugin.models.hubert_ctc.factory import create_hubert_ctc_model
-from hubert_plugin.models.interop.cards import card_config, find_card, is_hub_id, list_cards
+from hubert_plugin.models.interop.cards import card_config, fetch_uri, find_card, is_hub_id, list_cards
 from hubert_plugin.models.interop.keys import AnyConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -293,6 +294,12 @@ def test_without_a_connection_the_file_and_its_place_are_named(tmp_path: Path) -
     results = run_cards(tmp_path, [card], ["far_card"])
 
     assert results["far_card"].startswith("LOADED HubertModel")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/hubert.pt", "ftp://example.org/hubert.pt"])
+def test_addresses_that_cannot_be_fetched_are_told(address: str) -> None:
+    with pytest.raises(CheckpointError, match=f"is at '{address}', but only file, hg, http, https addresses can be"):
+        fetch_uri(Uri.parse(address), "The checkpoint")
 
 
 @pytest.fixture

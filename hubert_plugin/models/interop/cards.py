@@ -200,10 +200,11 @@ def fetch_uri(uri: Uri, what: str) -> Path:
 
     manager = resolver.resolve(AssetDownloadManager)
 
-    if uri.scheme not in manager.supported_schemes:
-        raise CheckpointError(
-            f"{what} is at '{uri}', but only {', '.join(sorted(manager.supported_schemes))} addresses can be fetched."
-        )
+    # Of these, fairseq2 fetches nothing: it hands on the address, for its own readers.
+    schemes = manager.supported_schemes - {"s3"}
+
+    if uri.scheme not in schemes:
+        raise CheckpointError(f"{what} is at '{uri}', but only {', '.join(sorted(schemes))} addresses can be fetched.")
 
     # fairseq2's cache holds each file in a folder that is named for its address.
     folder = resolver.resolve(AssetDirectoryAccessor).get_cache_dir() / sha1(str(uri).encode()).hexdigest()[:24]
