@@ -28,8 +28,9 @@ nothing over 56 any more (768 features, 500 centroids)."""
 
 _MAX_LEVELS: Final = 4
 
-_FIRST_SHARES: Final = (0.25, 0.375, 0.5, 0.625)
-"""Which shares of the features are tried as those that exclude centroids before the others are looked at."""
+_FIRST_SHARES: Final = (0.625, 0.5, 0.375, 0.25)
+"""Which shares of the features are tried as those that exclude centroids before the others are looked at, in this
+order."""
 
 _MIN_FIRST_DIM: Final = 128
 """With fewer features, all products take less time than what a part of them leaves to be done."""

@@ -5,20 +5,25 @@
  * is scored in full, which excludes most of the others; what is left is scored one by one. What comes out is what scores
  * of all centroids give, to the last candidate; where too many are left, all are scored indeed.
  *
- * Several numbers of first quads (levels) are tried in turn on a few blocks of frames, and what costs least is kept for
- * the next ones.
+ * Several numbers of first quads (levels), fewer and fewer, are tried on a few blocks of frames, and what costs least is
+ * kept for the next ones.
  */
 
-/* What a centroid that is scored by itself costs, in centroids that are scored with all others. Measured. */
-#define COST_OF_ONE 5
+/* What a centroid that is scored by itself costs, in centroids that are scored with all others. Measured: 4.8, and what
+ * it takes to list them. */
+#define COST_OF_ONE 6
+
+/* Costs are estimates: what saves less than a tenth by them was seen to cost more. */
+#define WORTHWHILE 0.9
 
 /* Levels are tried once in so many blocks. */
 #define BLOCKS_OF_A_TRIAL 64
 
 typedef struct {
-    int64_t num_blocks;
-    int64_t chosen;               /* the number of levels, where all quads at once cost least */
-    double costs[MAX_LEVELS + 1]; /* of a frame, in centroids that are scored with all others */
+    int64_t num_left; /* blocks until the next trial */
+    int64_t tried;    /* a level; their number if none is tried */
+    int64_t chosen;   /* a level; their number if all quads at once cost least */
+    double cost;      /* of what was chosen, for a frame, in centroids that are scored with all others */
 } trial;
 
 /* Returns the score of one centroid, the same that `score` gives. */
@@ -30,7 +35,7 @@ INLINE float score_one(const byte_centroids *c, const block *b, int64_t i, int64
 
 /* Writes the nearest centroids of a block to `out`.
  *
- * cost: what that cost, as in `trial`.
+ * cost: what that cost, as in `trial`; left alone if nothing came of it.
  * returns: how many scores of candidates were computed; -1 if too many were left, and all centroids are to be scored.
  */
 static int64_t nearest_by_first(const byte_centroids *c, block *b, const first_quads *first, double *cost,
@@ -70,11 +75,7 @@ static int64_t nearest_by_first(const byte_centroids *c, block *b, const first_q
 
         num_single += num_left;
 
-        if (num_single > most) {
-            *cost = INFINITY;
-
-            return -1;
-        }
+        if (num_single > most) return -1;
 
         float best = INFINITY;
 
@@ -100,7 +101,9 @@ static int64_t nearest_by_first(const byte_centroids *c, block *b, const first_q
         }
     }
 
-    *cost = (double)(c->num_centroids * first->num_quads) / b->num_quads + COST_OF_ONE * (double)num_single / b->count;
+    /* One of each frame was scored before the others. */
+    *cost = (double)(c->num_centroids * first->num_quads) / b->num_quads +
+            COST_OF_ONE * (1.0 + (double)num_single / b->count);
 
     return num_again;
 }
@@ -110,24 +113,33 @@ static int64_t nearest_by_first(const byte_centroids *c, block *b, const first_q
  * returns: how many scores of candidates were computed.
  */
 static int64_t nearest_by_trial(const byte_centroids *c, block *b, trial *t, int64_t *out) {
-    const int64_t num_levels = c->num_levels, turn = t->num_blocks++ % BLOCKS_OF_A_TRIAL;
+    const int64_t num_levels = c->num_levels;
 
-    if (turn == num_levels) {
-        t->costs[num_levels] = (double)c->num_centroids;
+    if (t->num_left-- == 0) {
+        t->num_left = BLOCKS_OF_A_TRIAL - 1;
+        t->tried = 0;
         t->chosen = num_levels;
-
-        for (int64_t i = 0; i < num_levels; i++) t->chosen = t->costs[i] < t->costs[t->chosen] ? i : t->chosen;
+        t->cost = WORTHWHILE * (double)c->num_centroids;
     }
 
-    const int64_t level = turn < num_levels ? turn : t->chosen;
+    const int is_trial = t->tried < num_levels;
+    const int64_t level = is_trial ? t->tried : t->chosen;
 
-    double cost;
+    double cost = INFINITY;
 
-    int64_t num_again = -1;
+    const int64_t num_again = level < num_levels ? nearest_by_first(c, b, c->levels + level, &cost, out) : -1;
 
-    if (level < num_levels) num_again = nearest_by_first(c, b, c->levels + level, &cost, out);
+    if (is_trial) {
+        const int is_better = cost < t->cost;
 
-    if (turn < num_levels) t->costs[turn] = cost;
+        if (is_better) {
+            t->chosen = level;
+            t->cost = cost;
+        }
+
+        /* Once fewer quads cost more, even fewer cost more, too. */
+        t->tried = is_better ? level + 1 : num_levels;
+    }
 
     return num_again < 0 ? nearest_by_all(c, b, out) : num_again;
 }
