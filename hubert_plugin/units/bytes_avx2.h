@@ -99,13 +99,16 @@ INLINE void centre(vec features, const float *mean, float *centred, vec *top, ve
     *squares = _mm256_fmadd_ps(v, v, *squares);
 }
 
-/* Returns 8 features in whole steps, and adds the squares of what they lack. */
-INLINE __m256i round_to_steps(const float *centred, vec inverse, vec *rests) {
+/* Returns 8 features in whole steps; if measured, the squares of what they lack are added. */
+INLINE __m256i round_to_steps(const float *centred, vec inverse, int is_measured, vec *rests) {
     const vec steps = _mm256_fmadd_ps(_mm256_load_ps(centred), inverse, _mm256_set1_ps(ZERO));
     const __m256i whole = _mm256_cvtps_epi32(steps);
-    const vec rest = _mm256_sub_ps(steps, _mm256_cvtepi32_ps(whole));
 
-    *rests = _mm256_fmadd_ps(rest, rest, *rests);
+    if (is_measured) {
+        const vec rest = _mm256_sub_ps(steps, _mm256_cvtepi32_ps(whole));
+
+        *rests = _mm256_fmadd_ps(rest, rest, *rests);
+    }
 
     return whole;
 }
@@ -116,10 +119,11 @@ INLINE __m256i round_to_steps(const float *centred, vec inverse, vec *rests) {
  * x: the frames, which may be one and the same.
  * mean: with zeros from D on, up to a multiple of 16.
  * places: see `byte_centroids`.
+ * is_measured: whether |e| is; else it is what it has to be expected to be.
  * centred, rows: room for (8, 4, Q) numbers and (8, Q) quads, Q being a multiple of 16.
  */
-static void round_frames(const float *const *x, int64_t dim, const float *mean, const int32_t *places, float *centred,
-                         int32_t *rows, int32_t *quads, rounding *out) {
+INLINE void round_frames(const float *const *x, int64_t dim, const float *mean, const int32_t *places, int is_measured,
+                         float *centred, int32_t *rows, int32_t *quads, rounding *out) {
     const int64_t row = (dim + 63) / 64 * 16, whole = dim / 8 * 8;
 
     vec top[LANES], squares[LANES];
@@ -173,7 +177,7 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         for (; d + 32 <= dim; d += 32) {
             __m256i four[4];
 
-            UNROLL for (int j = 0; j < 4; j++) four[j] = round_to_steps(from + d + 8 * j, inverse, r + j % 2);
+            UNROLL for (int j = 0; j < 4; j++) four[j] = round_to_steps(from + d + 8 * j, inverse, is_measured, r + j % 2);
 
             const __m256i bytes =
                 _mm256_packus_epi16(_mm256_packs_epi32(four[0], four[1]), _mm256_packs_epi32(four[2], four[3]));
@@ -185,7 +189,7 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         }
 
         for (; d < dim; d += 8) {
-            const __m256i one = round_to_steps(from + d, inverse, r);
+            const __m256i one = round_to_steps(from + d, inverse, is_measured, r);
             const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));
 
             _mm_storel_epi64((__m128i *)(rows + i * row + d / 4), _mm_packus_epi16(words, words));
@@ -194,9 +198,12 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         rests[i] = _mm256_add_ps(r[0], r[1]);
     }
 
-    /* In steps so far; each is rounded in its 24th digit, which is 2^-17. */
-    out->rest = _mm256_mul_ps(out->step, _mm256_fmadd_ps(_mm256_sqrt_ps(sums_of(rests)), lacking,
-                                                         _mm256_set1_ps(0x1p-17f * sqrtf((float)dim))));
+    /* In steps so far; each is rounded in its 24th digit, which is 2^-17. Where a feature may be anywhere between two
+     * steps, a twelfth is what is expected of its square. */
+    const vec rest =
+        is_measured ? _mm256_mul_ps(_mm256_sqrt_ps(sums_of(rests)), lacking) : _mm256_set1_ps(sqrtf((float)dim / 12));
+
+    out->rest = _mm256_mul_ps(out->step, _mm256_add_ps(rest, _mm256_set1_ps(0x1p-17f * sqrtf((float)dim))));
 
     for (int64_t q = 0; q < (dim + 3) / 4; q += 8) {
         __m256i tile[8];
@@ -219,10 +226,10 @@ INLINE void sum_group(const block *b, const byte_centroids *c, int64_t g, int v,
         UNROLL for (int p = 0; p < PAIR; p++) sums[i][p] = _mm256_set1_epi32(offsets[g * GROUP + i]);
     }
 
-    /* A line of the next block is fetched with each quad: one by one, as many at a time wait for each other. Where there
+    /* A line of the next block is fetched with each quad, every other time: many at once wait for each other. Where there
      * is none, what is at hand. */
-    const int64_t line = (v / PAIR * c->num_groups + g) * num_quads;
-    const int is_ahead = b->ahead && line + num_quads <= 4 * b->dim;
+    const int64_t line = (v / (2 * PAIR) * c->num_groups + g) * num_quads;
+    const int is_ahead = v % (2 * PAIR) == 0 && b->ahead && line + num_quads <= 4 * b->dim;
     const char *ahead = is_ahead ? b->ahead + line * LINE : (const char *)quads;
     const int64_t size = is_ahead ? LINE : 0;
 
@@ -290,88 +297,6 @@ INLINE void score(const block *b, const byte_centroids *c, int64_t g, float *bes
     }
 }
 
-/* nearest_first.h can be done. */
-#define HAS_FIRST 1
-
-/* Writes what scores with the g-th GROUP centroids are not below, from some quads. `near` holds the lowest partial
- * distance so far, `likely` its centroid.
- *
- * rests: what |b| over the other quads counts.
- */
-INLINE void score_first(const block *b, const byte_centroids *c, int64_t g, const first_quads *first,
-                        const float *rests, float *near, int32_t *likely) {
-    const float *h = c->half_norms + g * GROUP;
-    const float *norms = first->rest_norms + g * GROUP, *halves = first->half_rests + g * GROUP;
-    float *scores = b->scores + g * GROUP * BLOCK;
-
-    for (int v = 0; v < VECTORS; v += PAIR) {
-        __m256i sums[GROUP][PAIR];
-
-        sum_group(b, c, g, v, first->num_quads, first->offsets, sums);
-
-        UNROLL for (int p = 0; p < PAIR; p++) {
-            const int at = (v + p) * LANES;
-            const vec unit = _mm256_load_ps(b->unit + at), rest = _mm256_load_ps(rests + at);
-
-            vec nearest = _mm256_load_ps(near + at);
-            __m256i nearest_at = _mm256_load_si256((const __m256i *)(likely + at));
-
-            UNROLL for (int i = 0; i < GROUP; i++) {
-                const vec part = _mm256_fnmadd_ps(unit, _mm256_cvtepi32_ps(sums[i][p]), _mm256_set1_ps(h[i]));
-                const vec distance = _mm256_sub_ps(part, _mm256_set1_ps(halves[i]));
-                const __m256i nearer = _mm256_castps_si256(_mm256_cmp_ps(distance, nearest, _CMP_LT_OQ));
-
-                _mm256_storeu_ps(scores + i * BLOCK + at, _mm256_fnmadd_ps(rest, _mm256_set1_ps(norms[i]), part));
-
-                nearest = _mm256_min_ps(nearest, distance);
-                nearest_at = _mm256_blendv_epi8(nearest_at, _mm256_set1_epi32((int32_t)(g * GROUP + i)), nearer);
-            }
-
-            _mm256_store_ps(near + at, nearest);
-            _mm256_store_si256((__m256i *)(likely + at), nearest_at);
-        }
-    }
-}
-
-/* Returns the lengths of 8 frames in some of their quads, in steps. */
-INLINE vec norms_of(const int32_t *quads, int64_t from, int64_t to) {
-    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_set1_epi8(ZERO);
-
-    __m256i sum = _mm256_setzero_si256();
-
-    for (int64_t q = from; q < to; q++) {
-        const __m256i bytes = _mm256_loadu_si256((const __m256i *)(quads + q * BLOCK));
-        const __m256i steps = _mm256_abs_epi8(_mm256_sub_epi8(bytes, zero));
-
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(steps, steps), ones));
-    }
-
-    return _mm256_sqrt_ps(_mm256_cvtepi32_ps(sum));
-}
-
-/* Returns the sum of products of two rows of bytes. */
-INLINE int32_t product_bytes(const int32_t *x, const int8_t *c, int64_t num_quads) {
-    const __m256i ones = _mm256_set1_epi16(1);
-
-    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-
-    /* Rows have room for 16 quads more, and those of centroids end with zeros. */
-    for (int64_t q = 0; q < num_quads; q += 16) {
-        UNROLL for (int i = 0; i < 2; i++) {
-            const __m256i a = _mm256_loadu_si256((const __m256i *)(x + q + 8 * i));
-            const __m256i b = _mm256_loadu_si256((const __m256i *)(c + 4 * (q + 8 * i)));
-
-            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
-        }
-    }
-
-    const __m256i both = _mm256_add_epi32(sums[0], sums[1]);
-    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
-}
-
 INLINE float product_f32(const float *x, const float *c, int64_t dim) {
     vec even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
 
@@ -396,3 +321,5 @@ INLINE float product_f32(const float *x, const float *c, int64_t dim) {
 
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+
+#include "first_avx2.h"

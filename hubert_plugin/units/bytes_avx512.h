@@ -90,10 +90,11 @@ typedef struct {
  * x: the frames, which may be one and the same.
  * mean: with zeros from D on, up to a multiple of 16.
  * places: see `byte_centroids`.
+ * is_measured: whether |e| is; else it is what it has to be expected to be.
  * centred, rows: room for (16, 4, Q) numbers and (16, Q) quads, Q being a multiple of 16.
  */
-static void round_frames(const float *const *x, int64_t dim, const float *mean, const int32_t *places, float *centred,
-                         int32_t *rows, int32_t *quads, rounding *out) {
+INLINE void round_frames(const float *const *x, int64_t dim, const float *mean, const int32_t *places, int is_measured,
+                         float *centred, int32_t *rows, int32_t *quads, rounding *out) {
     const int64_t row = (dim + 63) / 64 * 16, whole = dim / 16 * 16, last = (dim + 15) / 16 * 16;
 
     const __mmask16 tail = (__mmask16)((1u << (dim - whole)) - 1);
@@ -142,9 +143,12 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         for (int64_t d = 0; d < last; d += 16) {
             const __m512 v = _mm512_load_ps(centred + i * 4 * row + d);
             const __m512 steps = _mm512_fmadd_ps(v, inverse, _mm512_set1_ps(ZERO));
-            const __m512 rest = _mm512_reduce_ps(steps, 0); /* less the nearest whole number */
 
-            r = _mm512_fmadd_ps(rest, rest, r);
+            if (is_measured) {
+                const __m512 rest = _mm512_reduce_ps(steps, 0); /* less the nearest whole number */
+
+                r = _mm512_fmadd_ps(rest, rest, r);
+            }
 
             _mm_storeu_si128((__m128i *)(rows + i * row + d / 4), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(steps)));
         }
@@ -152,9 +156,12 @@ static void round_frames(const float *const *x, int64_t dim, const float *mean, 
         rests[i] = r;
     }
 
-    /* In steps so far; each is rounded in its 24th digit, which is 2^-17. */
-    out->rest = _mm512_mul_ps(out->step, _mm512_fmadd_ps(_mm512_sqrt_ps(sums_of(rests)), lacking,
-                                                         _mm512_set1_ps(0x1p-17f * sqrtf((float)dim))));
+    /* In steps so far; each is rounded in its 24th digit, which is 2^-17. Where a feature may be anywhere between two
+     * steps, a twelfth is what is expected of its square. */
+    const __m512 rest =
+        is_measured ? _mm512_mul_ps(_mm512_sqrt_ps(sums_of(rests)), lacking) : _mm512_set1_ps(sqrtf((float)dim / 12));
+
+    out->rest = _mm512_mul_ps(out->step, _mm512_add_ps(rest, _mm512_set1_ps(0x1p-17f * sqrtf((float)dim))));
 
     for (int64_t q = 0; q < (dim + 3) / 4; q += 16) {
         __m512i tile[16];

@@ -8,9 +8,9 @@
  * labels are others (`fast`, in nearest.py).
  *
  * Frames are rounded row by row, then turned: lanes are frames, so that the search for the lowest score, too, works on
- * 8 or 16 frames at a time. What depends on the processor is in bytes_avx512.h, bytes_avx2.h and words_avx2.h; the
- * search for candidates is in nearest_hits.h, what is done with them in nearest_exact.h. With many features, most
- * centroids are excluded by some of these (nearest_first.h).
+ * 8 or 16 frames at a time. What depends on the processor is in bytes_avx512.h, bytes_avx2.h, first_avx2.h and
+ * words_avx2.h; the search for candidates is in nearest_hits.h, what is done with them in nearest_exact.h. With many
+ * features, most centroids are excluded by some of these (nearest_first.h).
  *
  * Letters: M frames, D features of a frame, Q = ceil(D / 4), K centroids. Compiled, loaded and called by kernel.py.
  */
@@ -135,7 +135,13 @@ static void round_to_bytes(const byte_centroids *c, const float *mean, float *ce
 
         rounding r;
 
-        round_frames(x, b->dim, mean, c->places, centred, b->rows + v * LANES * b->row, b->quads + v * LANES, &r);
+        int32_t *rows = b->rows + v * LANES * b->row, *quads = b->quads + v * LANES;
+
+        /* Two functions, as it takes time to measure. */
+        if (c->part < 1.0f)
+            round_frames(x, b->dim, mean, c->places, 0, centred, rows, quads, &r);
+        else
+            round_frames(x, b->dim, mean, c->places, 1, centred, rows, quads, &r);
 
         /* Scores themselves are float32: 16 times what their sum can be off by. */
         const vec rounded = 0x1p-20f * c->max_norm * (c->max_norm + r.norm);
