@@ -115,6 +115,12 @@ FIELDS = {
         "for its `dataset_config`: 'manifest_dr' is not a known key. Did you mean 'manifest_dir'",
     ),
     "number": ("pretrain", CARD + "3", ["dataset.name=mine"], "for its `dataset_config`: must hold keys and values"),
+    "text for a list": (
+        "pretrain",
+        CARD + "{labels: km}",
+        ["dataset.name=mine"],
+        "`dataset_config.labels` must be a list, such as [km], but is the text 'km'",
+    ),
     "features": (
         "cluster",
         CARD + "{feature_file: /data}",

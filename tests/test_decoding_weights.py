@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq2.assets import AssetDownloadError
 from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.data.tokenizers.vocab_info import VocabularyInfo
 from fairseq2.models.llama import LLaMAConfig
 from fairseq2.models.llama.factory import create_llama_model
+from fairseq2.utils.uri import Uri
 from torch import Tensor
 
 from hubert_plugin.decoding.distance import EditCounts
@@ -137,6 +139,18 @@ def test_a_tokenizer_without_ends_is_refused(model: Any) -> None:
 def test_an_unknown_card_is_named() -> None:
     with pytest.raises(DecodingError, match=r"no asset card.*no_such_lm.*fairseq2 assets list"):
         load_rescorer(RescoringConfig(lm="no_such_lm"), torch.device("cpu"))
+
+
+def test_a_card_that_cannot_be_fetched_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, device: torch.device) -> None:
+        raise AssetDownloadError(Uri.parse("https://example.org/lm.pt"), "No connection.")
+
+    monkeypatch.setattr("hubert_plugin.decoding.rescoring.load_model", fail)
+
+    with pytest.raises(
+        DecodingError, match=r"'far_lm' of `rescoring` cannot be downloaded: .*No connection.* a file of"
+    ):
+        load_rescorer(RescoringConfig(lm="far_lm"), torch.device("cpu"))
 
 
 def bowl(w1: float, w2: float) -> EditCounts:

@@ -240,6 +240,11 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, name: str, content:
         read_texts(path)
 
 
+def test_a_folder_is_no_file_of_texts(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="is a folder, but must be a file with the words of an utterance in each line"):
+        read_texts(tmp_path)
+
+
 def texts(name: str, **by_id: str) -> Texts:
     return Texts(Path(name), list(by_id.values()), [k.replace("__", "/").replace("_dot_", ".") for k in by_id])
 

@@ -302,6 +302,15 @@ def test_addresses_that_cannot_be_fetched_are_told(address: str) -> None:
         fetch_uri(Uri.parse(address), "The checkpoint")
 
 
+@pytest.mark.parametrize("repo", ["owner", "owner/thing/model.safetensors"])
+def test_hub_addresses_that_name_no_repository_are_told(repo: str, tmp_path: Path) -> None:
+    card = {"name": "far_card", "model_family": "hubert", "checkpoint": f"hg://{repo}"}
+
+    result = run_cards(tmp_path, [card], ["far_card"])["far_card"]
+
+    assert f"is at 'hg://{repo}', but an address on the Hugging Face hub must be 'hg://OWNER/NAME'" in result
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the Hugging Face hub, and no connection."""

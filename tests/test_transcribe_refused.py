@@ -161,6 +161,10 @@ def test_recordings_that_break_are_skipped_on_request(corpus: Path, tmp_path: Pa
         ),
         (
             ["model={model}", "input={corpus}/valid.tsv", "rescoring.lm=some_lm"],
+            ["set `decoder.name=beam` and `decoder.nbest`"],
+        ),
+        (
+            ["model={model}", "input={corpus}/valid.tsv", "rescoring.lm=some_lm", "decoder.name=beam"],
             ["must be 2 or more, but is 1"],
         ),
         (["model={model}", "formats=[pdf]", "on_bad_audio=maybe", "input=3"], ["names pdf", "'maybe'", "but is 3"]),

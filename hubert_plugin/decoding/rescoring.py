@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, final
 
 import torch
-from fairseq2.assets import AssetCardError, AssetNotFoundError
+from fairseq2.assets import AssetCardError, AssetDownloadError, AssetNotFoundError
 from fairseq2.data.tokenizers import Tokenizer, load_tokenizer
 from fairseq2.data.tokenizers.hub import TokenizerNotKnownError
 from fairseq2.device import Device
+from fairseq2.error import OperationalError
 from fairseq2.models import load_model
 from fairseq2.models.clm import CausalLM
 from fairseq2.models.hub import ModelNotKnownError
@@ -25,6 +26,7 @@ from typing_extensions import override
 from hubert_plugin.decoding.hypothesis import Hypothesis
 from hubert_plugin.decoding.options import Options, not_finite
 from hubert_plugin.errors import DecodingError
+from hubert_plugin.models.interop.cards import first_lines
 
 CASES: Final = ("none", "lower", "upper")
 
@@ -149,7 +151,7 @@ class Rescorer:
 def load_rescorer(config: RescoringConfig, device: Device) -> Rescorer:
     """Load the language model and its tokenizer.
 
-    :raises DecodingError: There is no such card, or it is not that of a causal language model.
+    :raises DecodingError: There is no such card, it cannot be fetched, or it is not that of a causal language model.
     """
     try:
         model: Any = load_model(config.lm, device=device)
@@ -160,8 +162,15 @@ def load_rescorer(config: RescoringConfig, device: Device) -> Rescorer:
             f"There is no asset card for the language model of `rescoring`: {ex} `fairseq2 assets list` shows those "
             "that there are."
         ) from ex
-    except AssetCardError as ex:
-        raise DecodingError(f"The language model '{config.lm}' of `rescoring` cannot be loaded: {ex}") from ex
+    except AssetDownloadError as ex:
+        raise DecodingError(
+            f"The language model '{config.lm}' of `rescoring` cannot be downloaded: {first_lines(ex)} Without a "
+            "connection, give the name of a card whose `checkpoint` is a file of this machine."
+        ) from ex
+    except (AssetCardError, OperationalError) as ex:
+        raise DecodingError(
+            f"The language model '{config.lm}' of `rescoring` cannot be loaded: {first_lines(ex)}"
+        ) from ex
 
     if not isinstance(model, CausalLM):
         raise DecodingError(

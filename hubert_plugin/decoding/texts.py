@@ -67,6 +67,10 @@ def _read_texts(path: Path, column: str, id_column: str) -> Texts:
         content = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
         raise TextError(f"There is no file '{path}'.") from None
+    except IsADirectoryError:
+        raise TextError(
+            f"'{path}' is a folder, but must be a file with the words of an utterance in each line."
+        ) from None
     except OSError as ex:
         raise TextError(f"'{path}' cannot be read: {ex}.") from ex
 

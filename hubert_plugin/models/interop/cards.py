@@ -175,7 +175,15 @@ def fetch_card(card: AssetCard) -> Path:
         if not path.exists():
             raise CheckpointError(f"The checkpoint of the asset card '{name}' is not found: there is no '{path}'.")
     elif uri.scheme == "hg":
-        path = fetch_from_hub(str(uri).partition("://")[2], f"The checkpoint of the asset card '{name}'")
+        repo = str(uri).partition("://")[2]
+
+        if not is_hub_id(repo):
+            raise CheckpointError(
+                f"The checkpoint of the asset card '{name}' is at '{uri}', but an address on the Hugging Face hub must "
+                "be 'hg://OWNER/NAME': its configuration and its parameters are found by their names."
+            )
+
+        path = fetch_from_hub(repo, f"The checkpoint of the asset card '{name}'")
     else:
         path = fetch_uri(uri, f"The checkpoint of the asset card '{name}'")
 

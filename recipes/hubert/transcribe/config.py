@@ -104,7 +104,12 @@ class HubertTranscribeConfig(Validatable):
         if self.tune.trials > 0 and not self.decoder.lm:
             result.add_error("`tune` searches for the weights of a language model, so `decoder.lm` must be given.")
 
-        if self.rescoring.lm and self.decoder.nbest < 2:
+        if self.rescoring.lm and self.decoder.name == "greedy":
+            result.add_error(
+                "`rescoring` chooses among several hypotheses, of which `decoder.name=greedy` gives one: set "
+                "`decoder.name=beam` and `decoder.nbest`."
+            )
+        elif self.rescoring.lm and self.decoder.nbest < 2:
             result.add_error(
                 "`rescoring` chooses among the `decoder.nbest` best hypotheses, which must be 2 or more, but is "
                 f"{self.decoder.nbest}."
