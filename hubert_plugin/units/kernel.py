@@ -73,6 +73,9 @@ class NearestLibrary:
         """How many features frames may have for sums of 16 bits throughout; 0 if 32 bits are there for all."""
 
         if self.word_dim > 0:
+            self.word_group: int = byte_library.word_group()
+            """How many centroids meet a block of frames at a time, by sums of 16 bits."""
+
             self.nearest_words = declare("nearest_words", *frames_of, POINTER(WordCentroids), c_void_p, c_void_p)
 
             self.num_word_room_bytes = declare("num_word_room_bytes", c_int64, c_int64)

@@ -78,7 +78,7 @@ class WordKernel:
         starts = np.rint(half_norms) + 128.0 * whole.sum(axis=1)
 
         # Nothing is nearest to a score that is as high as can be.
-        padded_starts = pad(starts.astype(np.int64), library.group, np.iinfo(np.int16).max)
+        padded_starts = pad(starts.astype(np.int64), library.word_group, np.iinfo(np.int16).max)
 
         offsets = np.zeros(library.word_dim, np.float32)
         offsets[:dim] = -self._exact.mean_array.astype(np.float64) / frame_step
@@ -86,7 +86,7 @@ class WordKernel:
         # Kept here for as long as they are pointed to.
         self._arrays: dict[str, NDArray[Any]] = {
             "offsets": offsets,
-            "bytes": pack(pad(_twice(_pairs(-whole)), library.group), library.group),
+            "bytes": pack(pad(_twice(_pairs(-whole)), library.word_group), library.word_group),
             "starts": _twice(padded_starts.astype(np.uint16).view(np.int16)),
         }
 
@@ -100,7 +100,7 @@ class WordKernel:
 
         self._struct = WordCentroids(
             num_centroids=num_centroids,
-            num_groups=len(padded_starts) // library.group,
+            num_groups=len(padded_starts) // library.word_group,
             exact=self._exact,
             inverse=1.0 / frame_step,
             max_squares=max_frame**2 if max_frame > 0.0 else -1.0,

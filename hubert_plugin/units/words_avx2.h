@@ -14,9 +14,10 @@
 /* So many features a frame may have. */
 #define WORD_DIM 64
 
-/* So many vectors of 16 frames make a block; so many meet GROUP centroids at a time. */
+/* So many vectors of 16 frames make a block; so many meet WORD_GROUP centroids at a time. (6 by 2 is faster than 3 by 4.) */
 #define WORD_VECTORS 4
 #define WORD_PAIR 2
+#define WORD_GROUP 6
 
 typedef int16_t shorts __attribute__((vector_size(32), may_alias));
 
@@ -31,10 +32,10 @@ typedef int16_t shorts __attribute__((vector_size(32), may_alias));
 /* The centroids, as word_kernel.py lays them out. */
 typedef struct {
     int64_t num_centroids; /* K */
-    int64_t num_groups;    /* G = ceil(K / GROUP) */
+    int64_t num_groups;    /* G = ceil(K / WORD_GROUP) */
     const float *offsets;  /* (WORD_DIM): -m / s; zeros from D on */
-    const int32_t *bytes;  /* (G, ceil(D / 2), GROUP): -b of two features, twice */
-    const int32_t *starts; /* (G, GROUP): |c - m|^2 / (2 s t) and 128 times the sum of b, in 16 bits, twice */
+    const int32_t *bytes;  /* (G, ceil(D / 2), WORD_GROUP): -b of two features, twice */
+    const int32_t *starts; /* (G, WORD_GROUP): |c - m|^2 / (2 s t) and 128 times the sum of b, in 16 bits, twice */
     exact_centroids exact;
     float inverse;         /* 1 / s */
     float max_squares;     /* the square of the greatest |x - m| / s */
@@ -46,9 +47,12 @@ typedef struct {
 /* So many features a frame may have, for `nearest_words`. */
 int word_dim(void) { return WORD_DIM; }
 
+/* How many centroids meet a block of frames at a time. */
+int word_group(void) { return WORD_GROUP; }
+
 /* Room for what `nearest_words` keeps of a block: see there. */
 int64_t num_word_room_bytes(int64_t dim, int64_t num_groups) {
-    const int64_t num_centroids = num_groups * GROUP;
+    const int64_t num_centroids = num_groups * WORD_GROUP;
 
     return LINE + WORD_DIM * LANES + 2 * BLOCK * (WORD_DIM / 2 + num_centroids + (num_centroids + 15) / 16) +
            4 * BLOCK * dim + 8 * num_centroids;
@@ -222,19 +226,19 @@ static void round_block(const float *x, int64_t dim, const word_centroids *c, ui
     }
 }
 
-/* Scores a block of frames with the `group`-th GROUP centroids; `best` holds the lowest so far. Meanwhile lines from
+/* Scores a block of frames with the `group`-th WORD_GROUP centroids; `best` holds the lowest so far. Meanwhile lines from
  * `ahead` on are fetched, so many for each WORD_PAIR vectors. */
 INLINE void score_words(const __m256i *pairs, int64_t num_pairs, const word_centroids *centroids, int64_t group,
                         const char *ahead, int64_t num_lines, shorts *scores, __m256i *best) {
-    const int32_t *c = centroids->bytes + group * num_pairs * GROUP;
-    const int32_t *starts = centroids->starts + group * GROUP;
+    const int32_t *c = centroids->bytes + group * num_pairs * WORD_GROUP;
+    const int32_t *starts = centroids->starts + group * WORD_GROUP;
 
     for (int v = 0; v < WORD_VECTORS; v += WORD_PAIR) {
-        __m256i sums[GROUP][WORD_PAIR];
+        __m256i sums[WORD_GROUP][WORD_PAIR];
 
         for (int64_t i = 0; i < num_lines; i++, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
 
-        UNROLL for (int g = 0; g < GROUP; g++) {
+        UNROLL for (int g = 0; g < WORD_GROUP; g++) {
             UNROLL for (int p = 0; p < WORD_PAIR; p++) sums[g][p] = _mm256_set1_epi32(starts[g]);
         }
 
@@ -243,15 +247,15 @@ INLINE void score_words(const __m256i *pairs, int64_t num_pairs, const word_cent
 
             UNROLL for (int p = 0; p < WORD_PAIR; p++) features[p] = pairs[i * WORD_VECTORS + v + p];
 
-            UNROLL for (int g = 0; g < GROUP; g++) {
-                const __m256i centroid = _mm256_set1_epi32(c[i * GROUP + g]);
+            UNROLL for (int g = 0; g < WORD_GROUP; g++) {
+                const __m256i centroid = _mm256_set1_epi32(c[i * WORD_GROUP + g]);
 
                 UNROLL for (int p = 0; p < WORD_PAIR; p++)
                     sums[g][p] = _mm256_add_epi16(sums[g][p], _mm256_maddubs_epi16(features[p], centroid));
             }
         }
 
-        UNROLL for (int g = 0; g < GROUP; g++) {
+        UNROLL for (int g = 0; g < WORD_GROUP; g++) {
             UNROLL for (int p = 0; p < WORD_PAIR; p++) {
                 scores[g * WORD_VECTORS + v + p] = (shorts)sums[g][p];
 
@@ -293,7 +297,7 @@ INLINE void write_units(const hits_16 *found, int64_t *out) {
  */
 int64_t nearest_words(const float *frames, int64_t num_frames, int64_t dim, const word_centroids *c, uint8_t *room,
                       int64_t *out) {
-    const int64_t num_pairs = (dim + 1) / 2, num_padded = c->num_groups * GROUP;
+    const int64_t num_pairs = (dim + 1) / 2, num_padded = c->num_groups * WORD_GROUP;
 
     __m256i *pairs = (__m256i *)(((uintptr_t)room + LINE - 1) / LINE * LINE); /* (WORD_DIM / 2, WORD_VECTORS) */
     shorts *scores = (shorts *)(pairs + WORD_DIM / 2 * WORD_VECTORS);         /* (K, WORD_VECTORS) */
@@ -333,7 +337,7 @@ int64_t nearest_words(const float *frames, int64_t num_frames, int64_t dim, cons
             const int more = (line + num_lines * (WORD_VECTORS / WORD_PAIR)) * LINE <= size;
 
             score_words(pairs, num_pairs, c, g, (const char *)x + size + line * LINE, more ? num_lines : 0,
-                        scores + g * GROUP * WORD_VECTORS, best);
+                        scores + g * WORD_GROUP * WORD_VECTORS, best);
         }
 
         shorts limit[WORD_VECTORS];
