@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -10,8 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_problems import assign, exact_scores, load, losses
 
+from hubert_plugin.units import byte_kernel
 from hubert_plugin.units.byte_kernel import ByteKernel
 from hubert_plugin.units.kernel import NearestLibrary
+
+MIN_DIM = byte_kernel._MIN_FIRST_DIM
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _with_fewer_features() -> Iterator[None]:
+    """It is right for fewer than pay, which take less time to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(byte_kernel, "_MIN_FIRST_DIM", 128)
+
+        yield
 
 
 def load_with_first() -> NearestLibrary:
@@ -175,10 +188,12 @@ def test_features_that_no_one_should_have_give_some_unit_and_leave_others_alone(
     np.testing.assert_array_equal(after[others], before[others])
 
 
-def test_few_features_are_summed_at_once() -> None:
+def test_few_features_are_summed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     library = load_with_first()
 
-    for dim, has_levels in ((39, False), (127, False), (128, True), (768, True)):
+    monkeypatch.setattr(byte_kernel, "_MIN_FIRST_DIM", MIN_DIM)
+
+    for dim, has_levels in ((39, False), (256, False), (768, True), (1_280, True)):
         kernel = ByteKernel(library, clusters(50, dim, 0, 0, 0.0, 0.0, 0.0)[0])
 
         assert (cast(int, kernel._struct.num_levels) > 0) is has_levels

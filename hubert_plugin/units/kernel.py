@@ -120,8 +120,8 @@ def _computes_well(library: NearestLibrary) -> bool:
     rng = np.random.default_rng(0)
 
     # With many features, centroids are excluded by some of them.
-    for dim in (37, 150):
-        c, noise = rng.standard_normal((77, dim), np.float32), rng.standard_normal((300, dim), np.float32)
+    for dim in (37, 520):
+        c, noise = rng.standard_normal((77, dim), np.float32), rng.standard_normal((130, dim), np.float32)
 
         x = c[rng.integers(0, len(c), len(noise))] + noise
 
