@@ -21,12 +21,13 @@ BYTE_NORMS: Final = (1e-12, 1e15)
 """How long the longest centroid may be, without the mean of all, for float32 to hold products of steps and squares."""
 
 
-_MIN_LEVELS: Final = 40
+_MIN_STEPS: Final = 40
 """To how many steps the largest number of centroids is rounded at least: fewer leave more candidates, and 37 won
 nothing over 56 any more (768 features, 500 centroids)."""
 
 
 _MAX_LEVELS: Final = 4
+"""``MAX_LEVELS`` of ``nearest_bytes.c``."""
 
 _FIRST_SHARES: Final = (0.625, 0.5, 0.375, 0.25)
 """Which shares of the features are tried as those that exclude centroids before the others are looked at, in this
@@ -198,10 +199,10 @@ def _plan_sums(centred: NDArray[np.float64], order: NDArray[np.int64], library: 
 
     for num_together in range(min(quads.shape[1], library.together), 1, -1):
         # Rounded, each of 2 num_together numbers may be larger by a half. (A single centroid is all zeros.)
-        num_levels = int((largest_sum - num_together) / max(_largest_sum(quads, num_together), 1.0))
+        num_steps = int((largest_sum - num_together) / max(_largest_sum(quads, num_together), 1.0))
 
-        if num_levels >= _MIN_LEVELS:
-            return num_together, min(num_levels, 127)
+        if num_steps >= _MIN_STEPS:
+            return num_together, min(num_steps, 127)
 
     return 1, 127
 
